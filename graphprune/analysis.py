@@ -1,0 +1,160 @@
+"""One analysis of one model: shapes, relations, coupling and cost, computed once and shared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphprune.cost import CostModel, cost_model
+from graphprune.coupling import Coupling, Mask, couple
+from graphprune.errors import UsageError
+from graphprune.model import Model, label
+from graphprune.relations import Pin, Relations, Role
+from graphprune.rules import BUILTIN, Rules, relate
+from graphprune.shapes import Shape, Shapes, infer
+from graphprune.slots import Axis
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What the user lets the analysis touch: patterns on node and tensor names, input sizes."""
+
+    protect: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    input_shapes: Mapping[str, Shape] | None = None
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything later stages read about a model."""
+
+    model: Model
+    shapes: Shapes
+    coupling: Coupling
+    cost: CostModel
+
+    @property
+    def relations(self) -> Relations:
+        return self.coupling.relations
+
+    @property
+    def nothing_removed(self) -> Mask:
+        return np.zeros(self.coupling.n_units, dtype=bool)
+
+
+@dataclass(frozen=True)
+class PinnedReason:
+    """Why some parameter axes stay: the reason, where, and what share of the MACs they hold."""
+
+    reason: str
+    where: str
+    axes: int
+    channels: int
+    macs: float
+
+
+def analyse(model: Model, scope: Scope | None = None, rules: Rules = BUILTIN) -> Analysis:
+    """Shapes, then every node's rule, then the coupling, then the cost. Reads no large weight."""
+    scope = scope or Scope()
+    shapes = infer(model, scope.input_shapes)
+    relations = relate(model, shapes, rules)
+    coupling = couple(model, shapes, relations, hold=_holder(model, scope))
+    return Analysis(model, shapes, coupling, cost_model(model, shapes, coupling))
+
+
+def _holder(model: Model, scope: Scope) -> Callable[[Axis], str | None] | None:
+    """A function from a parameter axis to the reason why a pattern pins it."""
+    if not scope.protect and not scope.only:
+        return None
+    protected = _matching(model, scope.protect, "--protect")
+    only = _matching(model, scope.only, "--only")
+
+    def hold(axis: Axis) -> str | None:
+        names = _names_of(model, axis.tensor)
+        if names & protected:
+            return "--protect"
+        if scope.only and not names & only:
+            return "not in --only"
+        return None
+
+    return hold
+
+
+def _names_of(model: Model, tensor: str) -> set[str]:
+    nodes = [model.nodes[i] for i, _ in model.consumers.get(tensor, ())]
+    return {tensor} | {label(n) for n in nodes} | {out for n in nodes for out in n.output}
+
+
+def _matching(model: Model, patterns: Sequence[str], option: str) -> set[str]:
+    names = {label(node) for node in model.nodes} | set(model.initializers)
+    names |= {output for node in model.nodes for output in node.output if output}
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = {name for name in names if fnmatchcase(name, pattern)}
+        if not matched:
+            raise UsageError(
+                f"{option} {pattern!r} matches no node and no tensor",
+                hint="`graphprune inspect MODEL` lists names; patterns are like 'layer1*'.",
+            )
+        found |= matched
+    return found
+
+
+def pinned_reasons(analysis: Analysis) -> list[PinnedReason]:
+    """Pinned parameter axes by reason, most MACs first. Each weight counts with its rows."""
+    coupling, model = analysis.coupling, analysis.model
+    macs = analysis.cost.per_node_macs(analysis.nothing_removed, len(model.nodes))
+    total = max(float(macs.sum()), 1.0)
+    table: dict[str, list[tuple[Axis, Pin, float]]] = {}
+    for axis in coupling.parameters:
+        role = Role(int(np.bincount(coupling.role[axis.slots], minlength=5).argmax()))
+        if role not in (Role.PRODUCER, Role.CONSUMER):
+            continue
+        stuck = axis.slots[coupling.unit_of(axis.slots) < 0]
+        pin = coupling.pin_of(int(stuck[0])) if len(stuck) else None
+        if pin is None:
+            continue
+        share = max((macs[i] for i, _ in model.consumers[axis.tensor]), default=0.0) / total
+        share *= len(stuck) / len(axis) / 2  # a weight has rows and columns: half each
+        table.setdefault(pin.reason, []).append((axis, pin, share))
+    rows = [_reason_row(model, reason, entries) for reason, entries in table.items()]
+    rows += _without_roles(analysis, macs / total)
+    return sorted(rows, key=lambda row: (-row.macs, -row.channels, row.reason))
+
+
+def _without_roles(analysis: Analysis, share: NDArray[np.float64]) -> list[PinnedReason]:
+    """Nodes with weights of which the rule named no rows or columns (recurrence, say)."""
+    coupling, model = analysis.coupling, analysis.model
+    spoken = {
+        i
+        for axis in coupling.parameters
+        if coupling.role[axis.slots].any()
+        for i, _ in model.consumers[axis.tensor]
+    }
+    weighted = {i for axis in coupling.parameters for i, _ in model.consumers[axis.tensor]}
+    by_reason: dict[str, list[int]] = {}
+    for node in sorted(weighted - spoken):
+        pin = next((p for p in coupling.relations.pins if p.node == node), None)
+        if pin is not None and share[node] > 0:
+            by_reason.setdefault(pin.reason, []).append(node)
+    return [
+        PinnedReason(reason, _where(model, nodes), 0, 0, float(share[nodes].sum()))
+        for reason, nodes in by_reason.items()
+    ]
+
+
+def _where(model: Model, nodes: Sequence[int]) -> str:
+    names = list(dict.fromkeys(label(model.nodes[node]) for node in nodes))
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else "".join(names)
+
+
+def _reason_row(
+    model: Model, reason: str, entries: list[tuple[Axis, Pin, float]]
+) -> PinnedReason:
+    where = _where(model, [pin.node for _, pin, _ in entries if pin.node >= 0])
+    channels = sum(len(axis) for axis, _, _ in entries)
+    return PinnedReason(reason, where, len(entries), channels, sum(e[2] for e in entries))

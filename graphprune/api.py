@@ -1,0 +1,478 @@
+"""The Python door: ``prune`` and its steps, each usable alone."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from graphprune import __version__
+from graphprune.analysis import Analysis, PinnedReason, Scope, pinned_reasons
+from graphprune.budget import Decision, allocate
+from graphprune.cost import Costs
+from graphprune.coupling import Mask
+from graphprune.criteria import Scoring, score
+from graphprune.errors import AccuracyGateError, LatencyGateError, ModelError, UsageError
+from graphprune.model import Model, load, save, stored_bytes
+from graphprune.pipeline import Change, Context, Pass, Pipeline, PassResult
+from graphprune.plan import Plan, make_plan, removed_units
+from graphprune.plugins import Registry, collect, installed
+from graphprune.runtime import Timing, random_inputs, session, time_interleaved
+from graphprune.shapes import Shape, infer
+from graphprune.targets import choose
+from graphprune.validate import (
+    Verdict,
+    compare_outputs,
+    measure,
+    read_inputs,
+    read_labelled,
+    verify,
+)
+
+Stage = Callable[[str], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that decides a plan, then everything that decides how it is checked.
+
+    Budgets are the shares of the original's MACs, parameters and file size that may remain.
+    """
+
+    flops: float | None = None
+    params: float | None = None
+    size: float | None = None
+    criterion: str = "l1"
+    scoring: Scoring = field(default_factory=Scoring)
+    spread: str = "global"
+    hardware: str = "auto"
+    round_to: int | None = None
+    min_channels: int | None = None
+    protect: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    input_shapes: Mapping[str, Shape] | None = None
+    verify: bool = True
+    measure: bool = True
+    rounds: int = 21
+    threads: int = 1
+    provider: str = "cpu"
+    eval_data: Path | None = None
+    max_accuracy_drop: float | None = None
+    min_speedup: float | None = None
+
+    def budgets(self) -> dict[str, float]:
+        """Kind of cost → share that may remain."""
+        asked = {"macs": self.flops, "params": self.params, "bytes": self.size}
+        budgets = {kind: share for kind, share in asked.items() if share is not None}
+        for kind, share in budgets.items():
+            if not 0 < share <= 1:
+                raise UsageError(
+                    f"the {kind} budget is {share:g}", hint="A budget is a share in (0, 1]."
+                )
+        if not budgets:
+            raise UsageError(
+                "no budget is given",
+                hint="Say how much may remain, for example --target-flops 0.5.",
+            )
+        if self.spread not in ("global", "uniform"):
+            raise UsageError(f"--spread {self.spread!r} is unknown", hint="global or uniform")
+        return budgets
+
+    @property
+    def scope(self) -> Scope:
+        return Scope(self.protect, self.only, self.input_shapes)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One side of the comparison."""
+
+    macs: float
+    params: float
+    bytes: int
+    latency_ms: float | None = None
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """The pruned model, the plan that made it, what changed, and what was measured."""
+
+    model: onnx.ModelProto
+    plan: Plan
+    changes: tuple[Change, ...]
+    verdict: Verdict
+    before: Summary
+    after: Summary
+    pinned: tuple[PinnedReason, ...]
+    notes: tuple[str, ...]
+    seconds: Mapping[str, float]
+
+    def __str__(self) -> str:
+        from graphprune.report.terminal import as_text
+
+        return as_text(self)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A loaded model, the normal form that is analysed, and what was installed around it."""
+
+    original: Model
+    analysis: Analysis
+    context: Context
+    registry: Registry
+    original_bytes: int
+
+
+class _Clock:
+    """Seconds per named stage; each stage also shows on the caller's progress display."""
+
+    def __init__(self, stage: Stage | None) -> None:
+        self.stage = stage or (lambda name: nullcontext())
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, name: str, work: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        with self.stage(name):
+            done = work()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        return done
+
+
+def registry() -> Registry:
+    """What all installed plug-ins offer."""
+    return collect(installed())
+
+
+def prepare(
+    model: str | Path | onnx.ModelProto, scope: Scope | None = None, offered: Registry | None = None
+) -> Prepared:
+    """Load a model, bring constants into one form, and analyse it."""
+    offered = offered or registry()
+    original = load(model)
+    context = Context(rules=offered.rules, scope=scope or Scope())
+    normal = Pipeline(offered.prepare).run(original, context).model
+    return Prepared(
+        original, context.analysis(normal), context, offered, stored_bytes(model, original)
+    )
+
+
+def plan(
+    prepared: Prepared, options: Options, margin_bytes: float = 0.0
+) -> tuple[Plan, Decision]:
+    """Score the units and choose which leave.
+
+    The file may weigh ``margin_bytes`` less than asked for: what the cut itself adds to it.
+    """
+    budgets = options.budgets()
+    analysis = prepared.analysis
+    criterion = prepared.registry.criterion(options.criterion)
+    target = choose(
+        prepared.registry.targets, options.hardware, options.round_to, options.min_channels
+    )
+    scores = score(analysis.model, analysis.coupling, criterion, options.scoring)
+    limits = dict(budgets)
+    if "bytes" in limits:  # the share is of the user's file, not of the normal form
+        modelled = analysis.cost.of(analysis.nothing_removed).bytes
+        allowed = limits["bytes"] * prepared.original_bytes - margin_bytes
+        limits["bytes"] = min(1.0, allowed / modelled)
+    decision = allocate(analysis, scores, target, limits, options.spread)
+    written = {
+        "budgets": budgets,
+        "criterion": options.criterion,
+        "reduce": options.scoring.reduce,
+        "aggregate": options.scoring.aggregate,
+        "normalise": options.scoring.normalise or criterion.normalise,
+        "seed": options.scoring.seed,
+        "spread": options.spread,
+        "target": target.name,
+        "multiple": dict(target.multiple),
+        "min_channels": target.minimum,
+        "protect": list(options.protect),
+        "only": list(options.only),
+        "input_shapes": {k: list(v) for k, v in (options.input_shapes or {}).items()},
+        "graphprune": __version__,
+    }
+    asked = ", ".join(f"{kind} <= {share:g}" for kind, share in budgets.items())
+    reason = f"lowest {options.criterion} scores until {asked}"
+    return make_plan(analysis, decision.removed, scores, written, reason), decision
+
+
+def prune(
+    model: str | Path | onnx.ModelProto,
+    flops: float | None = None,
+    *,
+    output: str | Path | None = None,
+    plan_out: str | Path | None = None,
+    stage: Stage | None = None,
+    **options: Any,
+) -> Result:
+    """Prune ``model`` to a budget.
+
+    ``flops``, ``params`` and ``size`` are shares in (0, 1] that may remain; the other keywords are
+    the fields of ``Options``. With ``output`` the result is also written there.
+
+    >>> result = prune("models/fashion_resnet.onnx", flops=0.5)      # doctest: +SKIP
+    >>> print(result)                                                # doctest: +SKIP
+    """
+    chosen = Options(flops=flops, **options)
+    chosen.budgets()
+    _check_output(model, output)
+    _check_output(model, plan_out)
+    clock = _Clock(stage)
+    prepared = clock("analyse", lambda: prepare(model, chosen.scope))
+    made, decision = clock("plan", lambda: plan(prepared, chosen))
+    done: PassResult = clock("cut", lambda: _cut(prepared, made))
+    if chosen.size is not None:
+        predicted = prepared.analysis.cost.of(decision.removed).bytes
+        margin = stored_bytes(done.model.proto, done.model) - predicted
+        if margin > 0:  # new small constants and marks on nodes: plan again with them in mind
+            made, decision = clock("plan", lambda: plan(prepared, chosen, margin + 64))
+            done = clock("cut", lambda: _cut(prepared, made))
+    result = _judge(prepared, made, done, decision.removed, chosen, clock, decision.notes)
+    return _write(result, prepared, output, plan_out, clock)
+
+
+def apply(
+    model: str | Path | onnx.ModelProto,
+    made: Plan,
+    *,
+    output: str | Path | None = None,
+    stage: Stage | None = None,
+    options: Options | None = None,
+) -> Result:
+    """Cut ``model`` as a plan says; a plan for another model is refused."""
+    _check_output(model, output)
+    clock = _Clock(stage)
+    shapes = {k: tuple(v) for k, v in made.options.get("input_shapes", {}).items()}
+    chosen = replace(
+        options or Options(),
+        protect=tuple(made.options.get("protect", ())),
+        only=tuple(made.options.get("only", ())),
+        input_shapes=shapes,
+    )
+    prepared = clock("analyse", lambda: prepare(model, chosen.scope))
+    removed = removed_units(made, prepared.analysis)
+    done: PassResult = clock("cut", lambda: _cut(prepared, made))
+    result = _judge(prepared, made, done, removed, chosen, clock, ())
+    return _write(result, prepared, output, None, clock)
+
+
+def compare(
+    a: str | Path,
+    b: str | Path,
+    *,
+    inputs: Path | None = None,
+    input_shapes: Mapping[str, Shape] | None = None,
+    seed: int = 0,
+) -> tuple[list[tuple[str, Any, Any]], dict[str, Any]]:
+    """Structure, costs and outputs of two models on the same inputs: rows and a document."""
+    offered = registry()
+    scope = Scope(input_shapes=input_shapes)
+    sides = [prepare(path, scope, offered) for path in (a, b)]
+    first, second = sides
+    signatures = [
+        [(v.name, v.type.SerializeToString()) for v in (*s.original.inputs, *s.original.outputs)]
+        for s in sides
+    ]
+    if [name for name, _ in signatures[0]] != [name for name, _ in signatures[1]]:
+        raise UsageError("the models have other inputs or outputs, so outputs do not compare")
+    feeds = random_inputs(first.analysis.model, first.analysis.shapes, seed)
+    if inputs is not None:
+        feeds = read_inputs(inputs, first.original)
+    error = compare_outputs(*(session(side.original) for side in sides), feeds)
+    costs = [s.analysis.cost.of(s.analysis.nothing_removed) for s in sides]
+    kinds = [Counter(node.op_type for node in side.original.nodes) for side in sides]
+    rows: list[tuple[str, Any, Any]] = [
+        ("MACs", *(f"{c.macs:,.0f}" for c in costs)),
+        ("parameters", *(f"{c.params:,.0f}" for c in costs)),
+        ("bytes", *(f"{s.original_bytes:,}" for s in sides)),
+        ("nodes", *(len(s.original.nodes) for s in sides)),
+        ("same interface", "", signatures[0] == signatures[1]),
+        ("largest output difference (relative)", "", f"{error:.3g}"),
+    ]
+    rows += [
+        (f"{kind} nodes", kinds[0][kind], kinds[1][kind])
+        for kind in sorted(kinds[0] | kinds[1])
+        if kinds[0][kind] != kinds[1][kind]
+    ]
+    shapes = [
+        (name, list(tensor.dims), list(second.original.initializers[name].dims))
+        for name, tensor in first.original.initializers.items()
+        if name in second.original.initializers
+    ]
+    changed = [row for row in shapes if row[1] != row[2]]
+    rows.append(("weights of other shape", "", len(changed)))
+    document = {
+        "schema": "graphprune.compare/1",
+        "graphprune": __version__,
+        "a": {**asdict(costs[0]), "bytes": first.original_bytes, "operators": dict(kinds[0])},
+        "b": {**asdict(costs[1]), "bytes": second.original_bytes, "operators": dict(kinds[1])},
+        "same_interface": signatures[0] == signatures[1],
+        "relative_difference": error,
+        "weights": [{"name": n, "a": x, "b": y} for n, x, y in changed],
+    }
+    return rows, document
+
+
+def bench(
+    models: Sequence[str | Path],
+    *,
+    rounds: int = 51,
+    threads: int = 1,
+    provider: str = "cpu",
+    input_shapes: Mapping[str, Shape] | None = None,
+    seed: int = 0,
+) -> Timing:
+    """Interleaved latencies of several models, each on random inputs of its own signature."""
+    loaded = [load(path) for path in models]
+    feeds = [random_inputs(m, infer(m, input_shapes), seed) for m in loaded]
+    runners = [session(m, threads, provider) for m in loaded]
+    return time_interleaved(runners, feeds, rounds, budget_s=60.0)
+
+
+def _cut(prepared: Prepared, made: Plan) -> PassResult:
+    from graphprune_passes.remove_channels import RemoveChannels
+
+    steps: tuple[Pass, ...] = (RemoveChannels(made),)
+    return Pipeline(steps).run(prepared.analysis.model, prepared.context)
+
+
+def _judge(
+    prepared: Prepared,
+    made: Plan,
+    done: PassResult,
+    removed: Mask,
+    options: Options,
+    clock: _Clock,
+    notes: Sequence[str],
+) -> Result:
+    """Verify, measure, hold against the gates, and sum up."""
+    analysis = prepared.analysis
+    error = None
+    if options.verify:
+        seed = options.scoring.seed
+        error = clock("verify", lambda: verify(analysis, done.model, removed, seed))
+    verdict = Verdict()
+    if options.measure:
+        verdict = clock("measure", lambda: _measure(prepared, done.model, options))
+    verdict = replace(verdict, relative_error=error, passed=None if error is None else True)
+    _gates(verdict, options)
+    before, after = _summaries(prepared, done.model, removed, verdict)
+    return Result(
+        done.model.proto,
+        made,
+        done.changes,
+        verdict,
+        before,
+        after,
+        tuple(pinned_reasons(analysis)),
+        (*analysis.shapes.notes, *_unknown_notes(analysis), *notes),
+        clock.seconds,
+    )
+
+
+def _measure(prepared: Prepared, result: Model, options: Options) -> Verdict:
+    labelled = None
+    if options.eval_data is not None:
+        labelled = read_labelled(options.eval_data, prepared.original)
+    return measure(
+        prepared.original,
+        result,
+        prepared.analysis.shapes,
+        seed=options.scoring.seed,
+        threads=options.threads,
+        provider=options.provider,
+        rounds=options.rounds,
+        labelled=labelled,
+    )
+
+
+def _gates(verdict: Verdict, options: Options) -> None:
+    if options.max_accuracy_drop is not None:
+        if verdict.accuracy is None:
+            raise UsageError("--max-accuracy-drop needs labelled data", hint="Give --eval FILE.npz.")
+        drop = (verdict.accuracy[0] - verdict.accuracy[1]) * 100
+        if drop > options.max_accuracy_drop:
+            raise AccuracyGateError(
+                f"accuracy fell by {drop:.2f} points, more than {options.max_accuracy_drop:g}",
+                hint="Nothing was written. Ask for a larger share, or try another --criterion.",
+            )
+    if options.min_speedup is not None:
+        if verdict.latency_ratio is None:
+            raise UsageError("--min-speedup needs the latency measurement")
+        speedup = 1 / verdict.latency_ratio[0]
+        if speedup < options.min_speedup:
+            raise LatencyGateError(
+                f"the result is {speedup:.2f}x as fast, less than {options.min_speedup:g}x",
+                hint="Nothing was written. Ask for a smaller share, or check --target-hardware.",
+            )
+
+
+def _summaries(
+    prepared: Prepared, result: Model, removed: Mask, verdict: Verdict
+) -> tuple[Summary, Summary]:
+    cost = prepared.analysis.cost
+    costs: tuple[Costs, Costs] = (cost.of(prepared.analysis.nothing_removed), cost.of(removed))
+    sizes = (prepared.original_bytes, stored_bytes(result.proto, result))
+    latency = verdict.latency or (None, None)
+    accuracy = verdict.accuracy or (None, None)
+    first, second = (
+        Summary(c.macs, c.params, s, ms, acc)
+        for c, s, ms, acc in zip(costs, sizes, latency, accuracy, strict=True)
+    )
+    return first, second
+
+
+def _unknown_notes(analysis: Analysis) -> list[str]:
+    return [
+        f"no rule for {name}: {len(nodes)} node(s) pinned, first {nodes[0]!r}"
+        for name, nodes in sorted(analysis.relations.unknown.items())
+    ]
+
+
+def _check_output(model: str | Path | onnx.ModelProto, output: str | Path | None) -> None:
+    """Fail before the work, not after it: the folder must exist, the input must survive."""
+    if output is None:
+        return
+    path = Path(output)
+    if not path.parent.is_dir():
+        raise UsageError("the output folder does not exist", str(path.parent))
+    if path.is_dir():
+        raise UsageError("the output is a folder", str(path))
+    if not isinstance(model, onnx.ModelProto) and path.resolve() == Path(model).resolve():
+        raise UsageError("the output would overwrite the input", str(path), "Choose another -o OUT.")
+
+
+def _write(
+    result: Result,
+    prepared: Prepared,
+    output: str | Path | None,
+    plan_out: str | Path | None,
+    clock: _Clock,
+) -> Result:
+    if output is not None:
+        clock("save", lambda: save(Model(result.model, prepared.original.external), output))
+        if not Path(output).is_file():
+            raise ModelError("the result was not written", str(output))
+    if plan_out is not None:
+        write_text(Path(plan_out), result.plan.to_json())
+    return result
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside, then rename."""
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        beside.write_text(text)
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise UsageError(f"cannot write: {error.strerror}", str(path)) from error

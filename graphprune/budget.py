@@ -1,0 +1,211 @@
+"""Which units leave under a budget: a global ranking on the target's grid, cut off exactly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphprune.analysis import Analysis
+from graphprune.coupling import Group, Mask
+from graphprune.errors import NothingPrunableError, TargetError
+from graphprune.relations import Role
+from graphprune.targets import Target
+
+SLACK = 0.02  # a result further below its budget than this is said to be limited by the grid
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Units that leave, and what is worth saying about how the budget was met."""
+
+    removed: Mask
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Ladder:
+    """A group's units from the least important up, and the counts it may keep, descending."""
+
+    order: NDArray[np.int64]
+    counts: list[int]
+
+    def removed_at(self, level: int) -> NDArray[np.int64]:
+        return self.order[: len(self.order) - self.counts[level]]
+
+
+def allocate(
+    analysis: Analysis,
+    scores: Scores,
+    target: Target,
+    budgets: Mapping[str, float],
+    spread: str = "global",
+) -> Decision:
+    """Remove the least important steps until every budget holds, then give back what fits.
+
+    ``budgets`` maps a kind of cost to the share that may remain. A step takes a group from one
+    count on the grid to the next; steps are ranked by the mean score of their units (``global``)
+    or by the share of the group they leave (``uniform``). Costs are evaluated exactly.
+
+    Raises ``NothingPrunableError`` without units, ``TargetError`` where all steps are not enough.
+    """
+    coupling = analysis.coupling
+    if not coupling.groups and any(share < 1 for share in budgets.values()):
+        raise NothingPrunableError(
+            "nothing in this model can be pruned: every channel is pinned",
+            hint="`graphprune inspect MODEL` lists what pins what.",
+        )
+    held = _units_that_hold_an_axis_open(analysis, scores, target)
+    ladders = [_ladder(analysis, group, scores, target, held) for group in coupling.groups]
+    steps = _ranked_steps(ladders, scores, spread)
+    before = analysis.cost.of(analysis.nothing_removed)
+    limits = {kind: share * before.of(kind) for kind, share in budgets.items()}
+
+    def fits(levels: NDArray[np.int64]) -> bool:
+        after = analysis.cost.of(_mask(ladders, levels, coupling.n_units))
+        return all(after.of(kind) <= limit * (1 + 1e-12) for kind, limit in limits.items())
+
+    def levels_after(count: int) -> NDArray[np.int64]:
+        return np.bincount([g for g, _ in steps[:count]], minlength=len(ladders))
+
+    if not fits(levels_after(len(steps))):
+        reachable = analysis.cost.of(_mask(ladders, levels_after(len(steps)), coupling.n_units))
+        _refuse(budgets, {k: reachable.of(k) / max(before.of(k), 1) for k in budgets}, target)
+    low, high = 0, len(steps)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(levels_after(middle)) else (middle + 1, high)
+    levels = _give_back(levels_after(low), steps[:low], fits)
+    removed = _mask(ladders, levels, coupling.n_units)
+    after = analysis.cost.of(removed)
+    shares = {kind: after.of(kind) / max(before.of(kind), 1) for kind in budgets}
+    return Decision(removed, _grid_notes(budgets, shares, target))
+
+
+def _refuse(budgets: Mapping[str, float], reach: Mapping[str, float], target: Target) -> None:
+    missed = [kind for kind in budgets if reach[kind] > budgets[kind]]
+    text = ", ".join(f"{kind} {budgets[kind]:g} (reachable {reach[kind]:.3f})" for kind in missed)
+    raise TargetError(
+        f"the budget cannot be reached: {text}",
+        f"target {target.name}",
+        "Ask for less, allow smaller layers with --min-channels or --round-to, or see what is "
+        "pinned with `graphprune inspect MODEL`.",
+    )
+
+
+def _grid_notes(
+    budgets: Mapping[str, float], shares: Mapping[str, float], target: Target
+) -> tuple[str, ...]:
+    gaps = {kind: budgets[kind] - shares[kind] for kind in budgets}
+    if not gaps or min(gaps.values()) <= SLACK:
+        return ()
+    kind = min(gaps, key=lambda k: gaps[k])
+    return (
+        f"{kind}: {shares[kind]:.3f} reached for {budgets[kind]:g}: the channel counts of target "
+        f"{target.name} allow nothing nearer (finer: --round-to 1)",
+    )
+
+
+def _ladder(
+    analysis: Analysis, group: Group, scores: Scores, target: Target, held: Mask
+) -> _Ladder:
+    importance = np.where(held[group.units], np.inf, scores[group.units])
+    order = group.units[np.argsort(importance, kind="stable")]
+    step, width = _step_of(analysis, group, target)
+    size = len(group)
+    if not target.strict:
+        while step > 1 and size < 2 * step:
+            step //= 2  # a small layer gets half steps rather than none
+    least = max(1, math.ceil(target.minimum / width), int(held[group.units].sum()))
+    counts = [k for k in range(size // step * step, 0, -step) if k >= least]
+    return _Ladder(order, sorted({size, *counts}, reverse=True))
+
+
+def _step_of(analysis: Analysis, group: Group, target: Target) -> tuple[int, int]:
+    """How many units make a step on the grid, and how many channels a unit is."""
+    coupling, model = analysis.coupling, analysis.model
+    step, width = 1, 1
+    for tensor, index in group.signature:
+        axis = coupling.relations.slots.tensors[tensor][index]
+        role = Role(int(np.bincount(coupling.role[axis.slots], minlength=5).argmax()))
+        if role not in (Role.PRODUCER, Role.CONSUMER):
+            continue
+        units = coupling.unit_of(axis.slots)
+        counts = np.bincount(units[units >= 0], minlength=coupling.n_units)[group.units]
+        if counts.min() != counts.max():
+            continue  # units of unequal width have no common grid
+        operators = {model.nodes[i].op_type for i, _ in model.consumers[tensor]}
+        multiple = math.lcm(*(target.multiple_of(op) for op in operators))
+        step = math.lcm(step, multiple // math.gcd(multiple, int(counts[0])))
+        width = max(width, int(counts[0])) if role is Role.PRODUCER else width
+    return step, width
+
+
+def _units_that_hold_an_axis_open(analysis: Analysis, scores: Scores, target: Target) -> Mask:
+    """Units that must stay so that no axis of any tensor is emptied when all others leave.
+
+    Groups keep units of their own; only axes that share units of several groups need this.
+    """
+    coupling = analysis.coupling
+    held = np.zeros(coupling.n_units, dtype=bool)
+    axes = [axis.slots for axis in coupling.relations.slots.axes if len(axis) > 1]
+    if not axes or not coupling.groups:
+        return held
+    width = coupling.widths(axes)
+    lengths = np.array([len(a) for a in axes])
+    while True:
+        ladders = [_ladder(analysis, group, scores, target, held) for group in coupling.groups]
+        last = np.array([len(ladder.counts) - 1 for ladder in ladders])
+        removed = _mask(ladders, last, coupling.n_units)
+        empty = np.flatnonzero(lengths - width @ removed <= 0)
+        if not len(empty):
+            return held
+        units = width[[int(empty[0])], :].indices
+        best = units[np.argmax(scores[units])]
+        if held[best]:
+            return held
+        held[best] = True
+
+
+def _ranked_steps(
+    ladders: list[_Ladder], scores: Scores, spread: str
+) -> list[tuple[int, int]]:
+    """(group, level) of every step, the one to take first in front."""
+    keyed = []
+    for g, ladder in enumerate(ladders):
+        size = len(ladder.order)
+        highest = -math.inf
+        for level in range(1, len(ladder.counts)):
+            leaving = ladder.order[size - ladder.counts[level - 1] : size - ladder.counts[level]]
+            share = 1 - ladder.counts[level] / size
+            rank = share if spread == "uniform" else float(scores[leaving].mean())
+            highest = max(highest, rank)  # a group's steps are taken in their order
+            keyed.append((highest, g, level))
+    return [(g, level) for _, g, level in sorted(keyed)]
+
+
+def _mask(ladders: list[_Ladder], levels: NDArray[np.int64], n_units: int) -> Mask:
+    removed = np.zeros(n_units, dtype=bool)
+    for ladder, level in zip(ladders, levels, strict=True):
+        removed[ladder.removed_at(int(level))] = True
+    return removed
+
+
+def _give_back(
+    levels: NDArray[np.int64],
+    taken: list[tuple[int, int]],
+    fits: Callable[[NDArray[np.int64]], bool],
+) -> NDArray[np.int64]:
+    """Undo steps, the most important first, wherever the budget still holds without them."""
+    levels = levels.copy()
+    for group, level in reversed(taken):
+        if levels[group] != level:
+            continue  # a later step of this group stayed
+        levels[group] -= 1
+        if not fits(levels):
+            levels[group] += 1
+    return levels

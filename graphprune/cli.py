@@ -1,0 +1,382 @@
+"""The command line: options in, the API, a report out. No logic of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from graphprune import __version__
+from graphprune.errors import GraphPruneError, UsageError
+
+if TYPE_CHECKING:
+    from graphprune.api import Options, Result
+
+INTERRUPTED = 130
+
+
+class PruneByDefault(click.Group):
+    """`graphprune model.onnx …` means `graphprune prune model.onnx …`."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands:
+            args = ["prune", *args]
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = {"--help", "-h", "--version"}
+        if args and args[0].startswith("-") and args[0] not in own:
+            args = ["prune", *args]
+        return super().parse_args(ctx, args)
+
+
+class Shape(click.ParamType):
+    name = "NAME:1,3,224,224"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[int, ...]]:
+        name, _, sizes = str(value).rpartition(":")
+        try:
+            return name, tuple(int(size) for size in sizes.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not NAME:1,3,224,224", param, ctx)
+
+
+def _options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+SHARE = click.FloatRange(0, 1, min_open=True)
+scope_options = _options(
+    click.option("--protect", multiple=True, metavar="PATTERN", help="Keep nodes or tensors whole."),
+    click.option("--only", multiple=True, metavar="PATTERN", help="Prune nothing but these."),
+    click.option("--input-shape", multiple=True, type=Shape(), help="Sizes for symbolic inputs."),
+)
+run_options = _options(
+    click.option("--threads", default=1, show_default=True, help="ONNX Runtime threads; 0: its own choice."),
+    click.option("--provider", default="cpu", show_default=True, help="Execution provider."),
+)
+output_options = _options(
+    click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
+    click.option("--quiet", is_flag=True, help="Nothing but errors."),
+)
+check_options = _options(
+    click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL.pruned.onnx."),
+    click.option("--verify/--no-verify", default=True, help="Prove the cut in ONNX Runtime."),
+    click.option("--measure/--no-measure", default=True, help="Latency and output difference."),
+    click.option("--eval", "eval_data", type=click.Path(path_type=Path), metavar="FILE.npz",
+                 help="Arrays named by graph input, and `labels`: top-1 before and after."),
+    click.option("--max-accuracy-drop", type=float, metavar="POINTS", help="Gate: exit 6 beyond it."),
+    click.option("--min-speedup", type=float, metavar="X", help="Gate: exit 7 below it."),
+)
+# fmt: off
+budget_options = _options(
+    click.option("--target-flops", "flops", type=SHARE, metavar="R", help="Share of the MACs that may remain."),
+    click.option("--target-params", "params", type=SHARE, metavar="R", help="Share of the parameters."),
+    click.option("--target-size", "size", type=SHARE, metavar="R", help="Share of the file's bytes."),
+    click.option("--criterion", default="l1", show_default=True,
+                 help="random, l1, l2, fpgm, lamp, bn-scale, dfpc, or a plug-in's."),
+    click.option("--reduce", "reduce_", default="sum", show_default=True,
+                 help="Elements to a unit: sum, mean, l1, l2."),
+    click.option("--aggregate", default="mean", show_default=True,
+                 help="Weights of a group: sum, mean, max, prod, producers, consumers."),
+    click.option("--normalise", help="Across groups: none, sum, mean, max, standardise, lamp.  "
+                 "[default: the criterion's]"),
+    click.option("--spread", default="global", show_default=True,
+                 help="Rank all units together (global), or take equal shares (uniform)."),
+    click.option("--target-hardware", "hardware", default="auto", show_default=True,
+                 help="Grid of channel counts: auto, a name of `graphprune targets`, or FILE.toml."),
+    click.option("--round-to", type=click.IntRange(1), metavar="N", help="Multiples of N instead."),
+    click.option("--min-channels", type=click.IntRange(1), metavar="N", help="Every layer keeps at least N."),
+    click.option("--seed", default=0, show_default=True, help="For random scores and inputs."),
+)
+# fmt: on
+
+
+@click.group(cls=PruneByDefault, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="graphprune")
+def cli() -> None:
+    """Make a trained ONNX model physically smaller and faster.
+
+    \b
+    graphprune model.onnx --target-flops 0.5
+
+    Exit codes: 0 done; 2 usage or files; 3 invalid or unsupported model; 4 budget not reachable;
+    5 verification failed; 6 accuracy gate; 7 latency gate; 8 nothing prunable.
+    """
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@budget_options
+@scope_options
+@check_options
+@run_options
+@output_options
+@click.option("--plan-out", type=click.Path(path_type=Path), help="Write the plan as JSON.")
+def prune(model: Path, output: Path | None, plan_out: Path | None, **given: Any) -> None:
+    """Prune MODEL to a budget and prove the result.
+
+    \b
+    graphprune model.onnx --target-flops 0.5
+    graphprune model.onnx --target-params 0.6 --eval labelled.npz --max-accuracy-drop 1
+    """
+    from dataclasses import fields
+
+    from graphprune import api
+
+    say = _Voice(given)
+    output = output or model.with_suffix(".pruned.onnx")
+    options = _prune_options(given)
+    keywords = {f.name: getattr(options, f.name) for f in fields(options)}
+    result = api.prune(model, output=output, plan_out=plan_out, stage=say.stage, **keywords)
+    say.result(result, model, output)
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("plan", type=click.Path(path_type=Path))
+@check_options
+@run_options
+@output_options
+def apply(model: Path, plan: Path, output: Path | None, **given: Any) -> None:
+    """Cut MODEL as PLAN says; a plan made for another model is refused.
+
+    \b
+    graphprune model.onnx --target-flops 0.5 --plan-out plan.json
+    graphprune apply model.onnx plan.json -o smaller.onnx
+    """
+    from graphprune import api
+    from graphprune.plan import read_plan
+
+    say = _Voice(given)
+    output = output or model.with_suffix(".pruned.onnx")
+    made = read_plan(plan)
+    options = _check_options(given)
+    result = api.apply(model, made, output=output, stage=say.stage, options=options)
+    say.result(result, model, output)
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@scope_options
+@output_options
+def inspect(model: Path, **given: Any) -> None:
+    """Show groups, units, costs and pins of MODEL.
+
+    \b
+    graphprune inspect model.onnx
+    """
+    from graphprune import api
+    from graphprune.report.document import inspection_document
+    from graphprune.report.terminal import inspection
+
+    prepared = api.prepare(model, _scope(given))
+    say = _Voice(given)
+    say.content(inspection(prepared.analysis), inspection_document(prepared.analysis, model))
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("place", metavar="TENSOR[:AXIS[:INDEX]]")
+@scope_options
+def explain(model: Path, place: str, **given: Any) -> None:
+    """Say which group an axis belongs to and through what, or the path that pins it.
+
+    \b
+    graphprune explain model.onnx conv1.weight:0
+    """
+    from graphprune import api
+    from graphprune.explain import explain as explain_place
+    from graphprune.explain import parse_place
+
+    analysis = api.prepare(model, _scope(given)).analysis
+    click.echo(explain_place(analysis, parse_place(analysis, place)))
+
+
+@cli.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--inputs", type=click.Path(path_type=Path), metavar="FILE.npz", help="Given inputs.")
+@click.option("--input-shape", multiple=True, type=Shape(), help="Sizes for symbolic inputs.")
+@click.option("--seed", default=0, show_default=True, help="For random inputs.")
+@output_options
+def compare(a: Path, b: Path, inputs: Path | None, **given: Any) -> None:
+    """Compare structure, MACs and outputs of two models on the same inputs.
+
+    \b
+    graphprune compare model.onnx model.pruned.onnx
+    """
+    from graphprune import api
+    from graphprune.report.terminal import comparison_table
+
+    rows, document = api.compare(
+        a, b, inputs=inputs, input_shapes=dict(given["input_shape"]), seed=given["seed"]
+    )
+    _Voice(given).content(comparison_table(rows), document)
+
+
+@cli.command()
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--rounds", default=51, show_default=True, type=click.IntRange(5))
+@click.option("--input-shape", multiple=True, type=Shape(), help="Sizes for symbolic inputs.")
+@run_options
+@output_options
+def bench(models: tuple[Path, ...], rounds: int, **given: Any) -> None:
+    """Time models in ONNX Runtime, interleaved; ratios are to the first one.
+
+    \b
+    graphprune bench model.onnx model.pruned.onnx --threads 1
+    """
+    from graphprune import api
+    from graphprune.report.document import timing_document
+    from graphprune.report.terminal import timing_table
+
+    timing = api.bench(
+        models,
+        rounds=rounds,
+        threads=given["threads"],
+        provider=given["provider"],
+        input_shapes=dict(given["input_shape"]),
+    )
+    names = [str(model) for model in models]
+    _Voice(given).content(timing_table(names, timing), timing_document(names, timing))
+
+
+@cli.command()
+@output_options
+def targets(**given: Any) -> None:
+    """List the hardware targets; `auto` is this machine's.
+
+    \b
+    graphprune targets
+    """
+    from dataclasses import asdict
+
+    from graphprune import api
+    from graphprune.targets import detect
+
+    known = api.registry().targets
+    lines = [f"{'*' if name == detect() else ' '} {target}" for name, target in known.items()]
+    document = {
+        "schema": "graphprune.targets/1",
+        "auto": detect(),
+        "targets": [asdict(target) for target in known.values()],
+    }
+    _Voice(given).content("\n".join([*lines, "* what `auto` means here"]), document)
+
+
+def _scope(given: dict[str, Any]) -> Any:
+    from graphprune.analysis import Scope
+
+    return Scope(tuple(given["protect"]), tuple(given["only"]), dict(given["input_shape"]))
+
+
+def _check_options(given: dict[str, Any]) -> Options:
+    from graphprune.api import Options
+
+    names = ("verify", "measure", "eval_data", "max_accuracy_drop", "min_speedup")
+    return Options(
+        **{name: given[name] for name in names},
+        threads=given["threads"],
+        provider=given["provider"],
+    )
+
+
+def _prune_options(given: dict[str, Any]) -> Options:
+    from dataclasses import replace
+
+    from graphprune.criteria import Scoring
+
+    names = ("flops", "params", "size", "criterion", "spread", "hardware", "round_to", "min_channels")
+    return replace(
+        _check_options(given),
+        **{name: given[name] for name in names},
+        scoring=Scoring(given["reduce_"], given["aggregate"], given["normalise"], given["seed"]),
+        protect=tuple(given["protect"]),
+        only=tuple(given["only"]),
+        input_shapes=dict(given["input_shape"]),
+    )
+
+
+class _Voice:
+    """Data on stdout, people's text on stderr where data was asked for, nothing where quiet."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        self.as_json: bool = given["as_json"]
+        self.quiet: bool = given["quiet"]
+
+    def stage(self, name: str) -> AbstractContextManager[object]:
+        """A spinner on a terminal, nothing elsewhere."""
+        if self.quiet or not sys.stderr.isatty():
+            return nullcontext()
+        return self._spin(name)
+
+    @staticmethod
+    @contextmanager
+    def _spin(name: str) -> Iterator[None]:
+        from rich.console import Console
+
+        with Console(stderr=True).status(name):
+            yield
+
+    def content(self, text: Any, document: dict[str, Any]) -> None:
+        from rich.console import Console
+
+        if self.as_json:
+            click.echo(json.dumps(document, indent=1))
+        elif not self.quiet:
+            wide = None if sys.stdout.isatty() else 120
+            Console(width=wide, markup=False, highlight=False).print(text)
+
+    def result(self, result: Result, model: Path, output: Path) -> None:
+        from rich.console import Console
+        from rich.text import Text
+
+        from graphprune.report.document import result_document
+        from graphprune.report.terminal import result_table
+
+        if self.as_json:
+            click.echo(json.dumps(result_document(result, model, output), indent=1))
+        if not self.quiet:
+            terminal = sys.stderr if self.as_json else sys.stdout
+            wide = None if terminal.isatty() else 120
+            console = Console(file=terminal, width=wide, highlight=False)
+            console.print(result_table(result))
+            console.print(Text(f"written: {output}", style="bold"), soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point: every expected error is one message and its exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except GraphPruneError as error:
+        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
+        click.echo(f"graphprune: error: {error}{notes}", err=True)
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.Abort:
+        click.echo("graphprune: interrupted; nothing was written", err=True)
+        sys.exit(INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(UsageError.exit_code)
+    except MemoryError:
+        click.echo("graphprune: error: out of memory", err=True)
+        sys.exit(GraphPruneError.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,288 @@
+"""Ties become groups of units; what stays is pinned, and ``why`` says through which operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import connected_components
+
+from graphprune.model import Model, label
+from graphprune.relations import Pin, Relations, Role
+from graphprune.shapes import Shapes
+from graphprune.slots import Axis, SlotArray
+
+FLOAT_TYPES = {1, 10, 11, 16}  # float32, float16, float64, bfloat16
+Signature = tuple[tuple[str, int], ...]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units of one signature: the parameter axes that lose slots when one of them leaves."""
+
+    index: int
+    signature: Signature
+    units: NDArray[np.int64]  # unit numbers, in slot order
+
+    @property
+    def name(self) -> str:
+        first = self.signature[0]
+        return f"{first[0]}:{first[1]}"
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def __str__(self) -> str:
+        axes = ", ".join(f"{tensor}:{axis}" for tensor, axis in self.signature)
+        return f"group {self.index}: {len(self)} units over {axes}"
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """Which slots leave together, which may not leave, and why."""
+
+    relations: Relations
+    labels: NDArray[np.int32]  # slot → component
+    unit_of_component: NDArray[np.int64]  # component → unit, -1 where it is none
+    n_units: int
+    groups: tuple[Group, ...]
+    parameters: tuple[Axis, ...]  # parameter axes, in order
+    role: NDArray[np.int8]  # slot → Role
+    reason: dict[int, int]  # pinned component → index of the first pin that holds it
+    pins: tuple[Pin, ...]
+
+    def unit_of(self, slots: SlotArray) -> NDArray[np.int64]:
+        """Unit of each slot, -1 where it belongs to none."""
+        return np.asarray(self.unit_of_component[self.labels[slots]])
+
+    def alive(self, removed: Mask) -> Mask:
+        """Slot mask after the units in ``removed`` (bool per unit) left."""
+        gone = np.append(removed, False)[self.unit_of_component]
+        return np.asarray(~gone[self.labels])
+
+    def widths(self, axes: list[SlotArray]) -> csr_array:
+        """Sparse matrix [axes, units]: how many slots of each axis a unit takes with it."""
+        lengths = [len(a) for a in axes]
+        rows = np.repeat(np.arange(len(axes)), lengths)
+        slots = np.concatenate([*axes, np.empty(0, np.int64)])
+        units = self.unit_of(slots.astype(np.int64))
+        real = units >= 0
+        shape = (len(axes), self.n_units)
+        return coo_array((np.ones(real.sum()), (rows[real], units[real])), shape=shape).tocsr()
+
+    def pin_of(self, slot: int) -> Pin | None:
+        """What holds this slot in place, if anything does."""
+        found = self.reason.get(int(self.labels[slot]))
+        return None if found is None else self.pins[found]
+
+    @cached_property
+    def axis_graph(self) -> nx.MultiGraph:
+        """Axes as nodes, one edge per operator that ties them; for explanations only."""
+        slots = self.relations.slots
+        starts = np.array([axis.slots[0] for axis in slots.axes if len(axis)])
+        owners = [axis for axis in slots.axes if len(axis)]
+
+        def owner(slot: int) -> tuple[str, int]:
+            if slot >= slots.total:
+                return "virtual", slot
+            axis = owners[int(np.searchsorted(starts, slot, side="right")) - 1]
+            return axis.tensor, axis.index
+
+        graph: nx.MultiGraph = nx.MultiGraph()
+        for tie in self.relations.ties:
+            if len(tie.a) and tie.a is not tie.b:
+                for place in {0, len(tie.a) // 2, len(tie.a) - 1}:
+                    graph.add_edge(
+                        owner(int(tie.a[place])), owner(int(tie.b[place])), node=tie.node
+                    )
+        for fold in self.relations.folds:
+            for part in fold.parts:
+                graph.add_edge(owner(int(fold.whole[0])), owner(int(part[0])), node=fold.node)
+        return graph
+
+    def path(self, start: tuple[str, int], ends: set[tuple[str, int]]) -> list[tuple[str, int, int]]:
+        """Shortest way from an axis to any of ``ends``: (tensor, axis, node that led there)."""
+        if start not in self.axis_graph:
+            return []
+        routes = nx.single_source_shortest_path(self.axis_graph, start)
+        reached = [routes[end] for end in ends if end in routes]
+        if not reached:
+            return []
+        best = min(reached, key=lambda route: (len(route), route))
+        steps = [(*best[0], -1)]
+        for a, b in zip(best, best[1:], strict=False):
+            edge = next(iter(self.axis_graph.get_edge_data(a, b).values()))
+            steps.append((*b, edge["node"]))
+        return steps
+
+    def __str__(self) -> str:
+        lines = [f"{self.n_units} units in {len(self.groups)} groups"]
+        return "\n".join(lines + [str(group) for group in self.groups])
+
+
+def couple(
+    model: Model,
+    shapes: Shapes,
+    relations: Relations,
+    *,
+    allow_inexact: bool = False,
+    hold: Callable[[Axis], str | None] | None = None,
+) -> Coupling:
+    """Merge the ties into components, settle the folds, and collect units and groups.
+
+    ``hold`` may pin further parameter axes by returning a reason. With ``allow_inexact`` slots
+    whose removal shifts statistics are not pinned.
+    """
+    parameters = parameter_axes(model, shapes, relations)
+    pins = list(relations.pins)
+    if not allow_inexact:
+        pins += relations.shifts
+    if hold is not None:
+        held = [(axis, hold(axis)) for axis in parameters]
+        pins += [Pin(axis.slots, reason, -1) for axis, reason in held if reason is not None]
+    ties = [(tie.a, tie.b) for tie in relations.ties]
+    labels, pinned = _merge(ties, pins, relations.total)
+    more_ties, more_pins = _settle_folds(relations, labels, pinned)
+    pins += more_pins
+    labels, pinned = _merge(ties + more_ties, pins, relations.total)
+    role = np.zeros(relations.total, dtype=np.int8)
+    for slots, value in relations.roles:
+        role[slots] = value
+    unit_of_component, n_units, groups = _units(parameters, labels, pinned)
+    reason: dict[int, int] = {}
+    for i, pin in enumerate(pins):
+        for component in np.unique(labels[pin.slots]):
+            reason.setdefault(int(component), i)
+    return Coupling(
+        relations, labels, unit_of_component, n_units, groups,
+        tuple(parameters), role, reason, tuple(pins),
+    )
+
+
+def parameter_axes(model: Model, shapes: Shapes, relations: Relations) -> list[Axis]:
+    """Axes (longer than 1) of the float constants that meet the data: what a unit is made of."""
+    constants = model.constant_names
+    axes = []
+    for name in relations.slots.tensors:
+        meets_data = any(
+            not all(output in constants for output in model.nodes[i].output if output)
+            for i, _ in model.consumers.get(name, ())
+        )
+        if name in constants and meets_data and shapes.dtype.get(name) in FLOAT_TYPES:
+            axes += [axis for axis in relations.slots.tensors[name] if len(axis) > 1]
+    return axes
+
+
+def _merge(
+    ties: list[tuple[SlotArray, SlotArray]], pins: list[Pin], total: int
+) -> tuple[NDArray[np.int32], Mask]:
+    """Component of every slot, and which components are pinned."""
+    real = [(a, b) for a, b in ties if a is not b]
+    empty = np.empty(0, np.int64)
+    a = np.concatenate([*(pair[0] for pair in real), empty])
+    b = np.concatenate([*(pair[1] for pair in real), empty])
+    graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(total, total))
+    count, labels = connected_components(graph, directed=False)
+    pinned = np.zeros(count, dtype=bool)
+    for pin in pins:
+        pinned[labels[pin.slots]] = True
+    return labels, pinned
+
+
+def _settle_folds(
+    relations: Relations, labels: NDArray[np.int32], pinned: Mask
+) -> tuple[list[tuple[SlotArray, SlotArray]], list[Pin]]:
+    """Choose for every fold the part that carries removals; its other parts must stay whole.
+
+    Parts tied to each other across folds decide together (a channel shuffle splits and merges the
+    same two axes). Heads come first, then the part with most free slots, then the outermost.
+    """
+    places: dict[int, list[tuple[int, int]]] = {}  # class of a part → (fold, part) where it stands
+    rank: dict[int, tuple[int, int, int]] = {}
+    heads = {int(c) for slots in relations.heads for c in labels[slots]}
+    classes = _part_classes(relations, labels)
+    for f, fold in enumerate(relations.folds):
+        for p, part in enumerate(fold.parts):
+            free = int((~pinned[labels[part]]).sum())
+            if free == 0:
+                continue
+            kind = classes[f][p]
+            is_head = int(bool(heads.intersection(labels[part].tolist())))
+            places.setdefault(kind, []).append((f, p))
+            rank.setdefault(kind, (-is_head, -free, len(rank)))
+    carrier: dict[int, int] = {}
+    for kind in sorted(places, key=lambda k: rank[k]):
+        folds = [f for f, _ in places[kind]]
+        if len(set(folds)) == len(folds) and not any(f in carrier for f in folds):
+            carrier.update(places[kind])
+    ties: list[tuple[SlotArray, SlotArray]] = []
+    pins: list[Pin] = []
+    for f, fold in enumerate(relations.folds):
+        chosen = carrier.get(f)
+        lengths = [len(part) for part in fold.parts]
+        for p, part in enumerate(fold.parts):
+            if p != chosen:
+                pins.append(Pin(part, "a Reshape keeps this factor whole", fold.node))
+        if chosen is None:
+            pins.append(Pin(fold.whole, "a Reshape mixes axes that must stay", fold.node))
+            continue
+        shape = [1] * len(lengths)
+        shape[chosen] = lengths[chosen]
+        spread = np.broadcast_to(fold.parts[chosen].reshape(shape), lengths).reshape(-1)
+        ties.append((fold.whole, spread))
+    return ties, pins
+
+
+def _part_classes(relations: Relations, labels: NDArray[np.int32]) -> list[list[int]]:
+    """Parts that share any component decide together: number their classes."""
+    parts = [part for fold in relations.folds for part in fold.parts]
+    if not parts:
+        return []
+    rows = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    components = labels[np.concatenate(parts)] + len(parts)
+    size = len(parts) + int(labels.max()) + 1
+    graph = coo_array((np.ones(len(rows), np.int8), (rows, components)), shape=(size, size))
+    _, classes = connected_components(graph, directed=False)
+    numbers = iter(classes[: len(parts)].tolist())
+    return [[next(numbers) for _ in fold.parts] for fold in relations.folds]
+
+
+def _units(
+    parameters: list[Axis], labels: NDArray[np.int32], pinned: Mask
+) -> tuple[NDArray[np.int64], int, tuple[Group, ...]]:
+    """Number the free components that touch a parameter; gather those of equal signature."""
+    unit_of_component = np.full(len(pinned) + 1, -1, dtype=np.int64)
+    touched: dict[int, list[tuple[str, int]]] = {}
+    for axis in parameters:
+        components = labels[axis.slots]
+        seen: set[int] = set()
+        for component in components[~pinned[components]].tolist():
+            if component not in seen:
+                seen.add(component)
+                touched.setdefault(component, []).append((axis.tensor, axis.index))
+    by_signature: dict[Signature, list[int]] = {}
+    for unit, (component, signature) in enumerate(touched.items()):
+        unit_of_component[component] = unit
+        by_signature.setdefault(tuple(signature), []).append(unit)
+    groups = tuple(
+        Group(i, signature, np.array(units, dtype=np.int64))
+        for i, (signature, units) in enumerate(by_signature.items())
+    )
+    return unit_of_component, len(touched), groups
+
+
+def describe(model: Model, pin: Pin) -> str:
+    """A pin as a person reads it."""
+    where = f" (node {label(model.nodes[pin.node])!r})" if pin.node >= 0 else ""
+    return f"{pin.reason}{where}"
+
+
+def axis_role(coupling: Coupling, axis: Axis) -> Role:
+    """Role of a parameter axis: what most of its slots are."""
+    return Role(int(np.bincount(coupling.role[axis.slots], minlength=3).argmax()))

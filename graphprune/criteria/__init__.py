@@ -1,0 +1,136 @@
+"""Importance of units: element-wise criteria lifted to groups (SPA, arXiv 2403.18955, section 3).
+
+    I[g, j] = NORM_g( AGG over parameter axes of g ( RED over the elements on unit j of s(theta) ) )
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphprune.coupling import Coupling, Group
+from graphprune.criteria.normalise import NORMALISE
+from graphprune.errors import UsageError
+from graphprune.model import Array, Model
+from graphprune.relations import Role
+
+Scores = NDArray[np.float64]
+REDUCE = ("sum", "mean", "l1", "l2")
+AGGREGATE = ("sum", "mean", "max", "prod", "producers", "consumers")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One parameter axis's contribution to the units of its group."""
+
+    role: Role
+    value: Scores  # [units], 0 where the axis has no slot of the unit
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A way to score units.
+
+    ``element(weights, axis, seed)`` gives s(theta): an array like the weights, or one number per
+    slot of ``axis`` for criteria that look at whole slots. ``combine`` may take the parts of all
+    roles into its own hands (a product of producers and consumers, say) instead of the aggregation
+    asked for.
+    """
+
+    name: str
+    element: Callable[[Array, int, int], Array]
+    roles: frozenset[Role] = frozenset({Role.PRODUCER, Role.CONSUMER, Role.SCALE})
+    combine: Callable[[list[Part]], Scores] | None = None
+    normalise: str = "mean"
+    doc: str = ""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How element scores become unit scores; the defaults are each criterion's own."""
+
+    reduce: str = "sum"
+    aggregate: str = "mean"
+    normalise: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for value, allowed, option in (
+            (self.reduce, REDUCE, "--reduce"),
+            (self.aggregate, AGGREGATE, "--aggregate"),
+            (self.normalise or "none", tuple(NORMALISE), "--normalise"),
+        ):
+            if value not in allowed:
+                raise UsageError(f"{option} {value!r} is unknown", hint=f"One of {allowed}.")
+
+
+def score(model: Model, coupling: Coupling, criterion: Criterion, scoring: Scoring) -> Scores:
+    """Normalised importance of every unit; comparable across groups."""
+    parts = _parts(model, coupling, criterion, scoring)
+    raw = np.zeros(coupling.n_units)
+    for group in coupling.groups:
+        raw[group.units] = _group_score(group, parts, criterion, scoring)
+    normalise = NORMALISE[scoring.normalise or criterion.normalise]
+    result = np.zeros(coupling.n_units)
+    for group in coupling.groups:
+        result[group.units] = normalise(raw[group.units])
+    return result
+
+
+def _parts(
+    model: Model, coupling: Coupling, criterion: Criterion, scoring: Scoring
+) -> Mapping[tuple[str, int], Part]:
+    """Score every parameter axis that some unit takes slots from; each weight is read once."""
+    needed = {axis for group in coupling.groups for axis in group.signature}
+    parts: dict[tuple[str, int], Part] = {}
+    loaded: tuple[str, Array] | None = None
+    for axis in coupling.parameters:
+        if (axis.tensor, axis.index) not in needed:
+            continue
+        role = Role(int(np.bincount(coupling.role[axis.slots], minlength=5).argmax()))
+        if role not in criterion.roles:
+            continue
+        if loaded is None or loaded[0] != axis.tensor:
+            loaded = axis.tensor, model.array(axis.tensor)
+        elements = criterion.element(loaded[1].astype(np.float32), axis.index, scoring.seed)
+        at = axis.index if elements.ndim > 1 else 0
+        parts[axis.tensor, axis.index] = _part(role, elements, at, coupling.unit_of(axis.slots),
+                                               coupling.n_units, scoring.reduce)
+    return parts
+
+
+def _part(role: Role, elements: Array, axis: int, units: Array, n_units: int, how: str) -> Part:
+    """RED: sum, mean or a norm of the elements behind each unit, summed in float64."""
+    others = tuple(i for i in range(elements.ndim) if i != axis)
+    powers = np.square(elements) if how == "l2" else elements
+    slots = powers.sum(axis=others, dtype=np.float64)
+    real = units >= 0
+    value = np.bincount(units[real], slots[real], n_units)
+    if how == "l2":
+        value = np.sqrt(value)
+    elif how == "mean":
+        count = np.bincount(units[real], minlength=n_units) * (elements.size / max(len(slots), 1))
+        value = value / np.maximum(count, 1)
+    return Part(role, value)  # elements are non-negative: their L1 norm is their sum
+
+
+def _group_score(
+    group: Group,
+    parts: Mapping[tuple[str, int], Part],
+    criterion: Criterion,
+    scoring: Scoring,
+) -> Scores:
+    mine = [parts[axis] for axis in group.signature if axis in parts]
+    if criterion.combine is not None:
+        local = [Part(p.role, p.value[group.units]) for p in mine]
+        return criterion.combine(local) if local else np.ones(len(group))
+    wanted = {"producers": Role.PRODUCER, "consumers": Role.CONSUMER}.get(scoring.aggregate)
+    chosen = [p for p in mine if wanted is None or p.role == wanted] or mine
+    if not chosen:
+        return np.ones(len(group))  # the criterion sees nothing here: all units are alike
+    stack = np.stack([p.value[group.units] for p in chosen])
+    how = {"max": np.max, "prod": np.prod, "mean": np.mean}.get(scoring.aggregate, np.sum)
+    return np.asarray(how(stack, axis=0))

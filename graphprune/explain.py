@@ -1,0 +1,114 @@
+"""Answer `explain`: what an axis or a slot is tied to, or the path that pins it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graphprune.analysis import Analysis
+from graphprune.coupling import describe
+from graphprune.errors import UsageError
+from graphprune.model import label
+from graphprune.slots import Axis
+
+LONGEST_LIST = 30
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor, perhaps one of its axes, perhaps one index along it."""
+
+    tensor: str
+    axis: int | None = None
+    index: int | None = None
+
+
+def parse_place(analysis: Analysis, text: str) -> Place:
+    """``TENSOR[:AXIS[:INDEX]]``; a tensor's own colons are understood."""
+    known = analysis.relations.slots.tensors
+    pieces = text.split(":")
+    for numbers in range(3):
+        name = ":".join(pieces[: len(pieces) - numbers])
+        rest = pieces[len(pieces) - numbers :]
+        if name in known and all(part.isdigit() for part in rest):
+            place = Place(name, *(int(part) for part in rest))
+            _check(place, analysis)
+            return place
+    alike = [name for name in known if pieces[0] in name][:5]
+    raise UsageError(
+        f"no tensor is called {text!r}",
+        hint=f"Perhaps {', '.join(alike)}." if alike else "`graphprune inspect MODEL` lists names.",
+    )
+
+
+def _check(place: Place, analysis: Analysis) -> None:
+    shape = analysis.relations.slots.tensors[place.tensor].shape
+    if place.axis is not None and place.axis >= len(shape):
+        raise UsageError(f"{place.tensor!r} has {len(shape)} axes, no axis {place.axis}")
+    if place.index is not None and place.axis is not None and place.index >= shape[place.axis]:
+        raise UsageError(f"axis {place.axis} of {place.tensor!r} has {shape[place.axis]} indices")
+
+
+def explain(analysis: Analysis, place: Place) -> str:
+    """Text: one paragraph per axis asked for."""
+    tensor = analysis.relations.slots.tensors[place.tensor]
+    axes = list(tensor) if place.axis is None else [tensor[place.axis]]
+    return "\n\n".join(_explain_axis(analysis, axis, place.index) for axis in axes)
+
+
+def _explain_axis(analysis: Analysis, axis: Axis, index: int | None) -> str:
+    coupling = analysis.coupling
+    slots = axis.slots if index is None else axis.slots[index : index + 1]
+    name = f"{axis} ({len(axis)} slots)" if index is None else f"{axis}:{index}"
+    units = coupling.unit_of(slots)
+    free = units[units >= 0]
+    lines = []
+    if len(free):
+        groups = [g for g in coupling.groups if set(free.tolist()) & set(g.units.tolist())]
+        for group in groups:
+            mine = set(free.tolist()) & set(group.units.tolist())
+            lines.append(f"{name} is in {group}: {len(mine)} unit(s) of it")
+            lines += _ties(analysis, axis, [group.signature[i] for i in range(len(group.signature))])
+    stuck = slots[units < 0]
+    seen: set[int] = set()
+    for slot in stuck.tolist():
+        component = int(coupling.labels[slot])
+        if component in seen:
+            continue
+        seen.add(component)
+        lines += _why_pinned(analysis, axis, slot, name)
+        if len(seen) >= 3 and len(stuck) > 3:
+            lines.append(f"  … {len(stuck)} slots of this axis stay in all")
+            break
+    return "\n".join(lines) or f"{name}: no parameter lies along this axis, so nothing to remove"
+
+
+def _ties(analysis: Analysis, axis: Axis, ends: list[tuple[str, int]]) -> list[str]:
+    lines = []
+    for tensor, index in ends[:LONGEST_LIST]:
+        if (tensor, index) == (axis.tensor, axis.index):
+            continue
+        lines.append(f"  tied to {tensor}:{index}{_through(analysis, axis, {(tensor, index)})}")
+    if len(ends) > LONGEST_LIST:
+        lines.append(f"  … and {len(ends) - LONGEST_LIST} more")
+    return lines
+
+
+def _why_pinned(analysis: Analysis, axis: Axis, slot: int, name: str) -> list[str]:
+    coupling = analysis.coupling
+    pin = coupling.pin_of(slot)
+    if pin is None:
+        return [f"{name}: no parameter lies along this axis, so nothing to remove"]
+    ends = {
+        (other.tensor, other.index)
+        for other in coupling.relations.slots.axes
+        if len(other) and other.slots[0] <= pin.slots[0] <= other.slots[-1]
+    }
+    line = f"{name} is pinned: {describe(analysis.model, pin)}"
+    return [line + _through(analysis, axis, ends)]
+
+
+def _through(analysis: Analysis, axis: Axis, ends: set[tuple[str, int]]) -> str:
+    steps = analysis.coupling.path((axis.tensor, axis.index), ends)
+    nodes = [label(analysis.model.nodes[node]) for _, _, node in steps if node >= 0]
+    shown = nodes if len(nodes) <= 8 else [*nodes[:4], "…", *nodes[-3:]]
+    return f"\n    through {' -> '.join(shown)}" if nodes else ""

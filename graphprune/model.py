@@ -1,0 +1,366 @@
+"""Load, save and index an ONNX model. A ``Model`` is never edited in place: passes build new ones."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import external_data_helper, helper, inliner, numpy_helper
+
+from graphprune.errors import ModelError, UsageError
+
+Array = NDArray[Any]
+
+PROTOBUF_LIMIT = 2**31 - 2**20  # a little below 2 GiB: larger models need external data
+RANDOM_OPS = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"} | {
+    "Bernoulli",
+    "Multinomial",
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """An ONNX model (local functions inlined, nodes sorted) with look-ups by tensor name."""
+
+    proto: onnx.ModelProto
+    external: bool = False  # the source kept its weights in files of their own
+
+    @property
+    def graph(self) -> onnx.GraphProto:
+        return self.proto.graph
+
+    @cached_property
+    def nodes(self) -> list[onnx.NodeProto]:
+        return list(self.graph.node)
+
+    @cached_property
+    def initializers(self) -> dict[str, onnx.TensorProto]:
+        return {tensor.name: tensor for tensor in self.graph.initializer}
+
+    @cached_property
+    def producer(self) -> dict[str, int]:
+        """Tensor name → index of the node that writes it."""
+        return {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
+
+    @cached_property
+    def consumers(self) -> dict[str, list[tuple[int, int]]]:
+        """Tensor name → (node index, input index) of every read, captured reads of bodies as -1."""
+        table: dict[str, list[tuple[int, int]]] = {}
+        for i, node in enumerate(self.nodes):
+            for j, name in enumerate(node.input):
+                if name:
+                    table.setdefault(name, []).append((i, j))
+            for name in captured(node):
+                table.setdefault(name, []).append((i, -1))
+        return table
+
+    @cached_property
+    def inputs(self) -> list[onnx.ValueInfoProto]:
+        """Graph inputs that a user feeds (old models list their initialisers too)."""
+        return [value for value in self.graph.input if value.name not in self.initializers]
+
+    @property
+    def outputs(self) -> list[onnx.ValueInfoProto]:
+        return list(self.graph.output)
+
+    @cached_property
+    def output_names(self) -> frozenset[str]:
+        return frozenset(value.name for value in self.graph.output)
+
+    @cached_property
+    def opsets(self) -> dict[str, int]:
+        return {
+            "" if entry.domain == "ai.onnx" else entry.domain: entry.version
+            for entry in self.proto.opset_import
+        }
+
+    @cached_property
+    def constant_names(self) -> frozenset[str]:
+        """Tensors whose value does not depend on any graph input."""
+        known = set(self.initializers)
+        for node in self.nodes:
+            fixed = all(name in known for name in node.input if name)
+            if fixed and node.op_type not in RANDOM_OPS and not bodies(node):
+                known.update(name for name in node.output if name)
+        return frozenset(known)
+
+    def array(self, name: str) -> Array:
+        """The value of a constant tensor: an initialiser, or computed from initialisers."""
+        if name in self.initializers:
+            return numpy_helper.to_array(self.initializers[name])
+        from onnx.reference import ReferenceEvaluator
+
+        node = self.nodes[self.producer[name]]
+        feeds = {source: self.array(source) for source in node.input if source}
+        graph = helper.make_graph(
+            [node],
+            "constant",
+            [helper.make_value_info(source, onnx.TypeProto()) for source in feeds],
+            [helper.make_value_info(name, onnx.TypeProto())],
+        )
+        lone = helper.make_model(graph, opset_imports=self.proto.opset_import)
+        return np.asarray(ReferenceEvaluator(lone).run([name], feeds)[0])
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        return sum(tensor.ByteSize() for tensor in self.graph.initializer)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Content hash: the graph, then every initialiser; the same for inline and external data."""
+        digest = hashlib.sha256()
+        digest.update(self.skeleton().SerializeToString(deterministic=True))
+        for tensor in self.graph.initializer:
+            digest.update(tensor.name.encode())
+            digest.update(np.ascontiguousarray(numpy_helper.to_array(tensor)).view(np.uint8).data)
+        return digest.hexdigest()
+
+    def skeleton(self) -> onnx.ModelProto:
+        """The model without its initialisers' values."""
+        proto = onnx.ModelProto()
+        for field, value in self.proto.ListFields():
+            if field.name != "graph":
+                _assign(proto, field.name, value)
+        for field, value in self.graph.ListFields():
+            if field.name != "initializer":
+                _assign(proto.graph, field.name, value)
+        return proto
+
+    def with_graph(
+        self,
+        nodes: Iterable[onnx.NodeProto],
+        initializers: Iterable[onnx.TensorProto],
+        value_info: Iterable[onnx.ValueInfoProto] | None = None,
+    ) -> Model:
+        """A new model with other nodes and initialisers; everything else is carried over."""
+        proto = self.skeleton()
+        del proto.graph.node[:]
+        proto.graph.node.extend(nodes)
+        proto.graph.initializer.extend(initializers)
+        if value_info is not None:
+            del proto.graph.value_info[:]
+            proto.graph.value_info.extend(value_info)
+        names = {tensor.name for tensor in proto.graph.initializer}
+        shapes = {tensor.name: tensor.dims for tensor in proto.graph.initializer}
+        kept = [i for i in proto.graph.input if i.name in names or i.name not in self.initializers]
+        for value in kept:  # initialisers that old models list as inputs change shape with them
+            if value.name in names:
+                _set_dims(value, shapes[value.name])
+        if len(kept) != len(proto.graph.input):
+            inputs = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in kept]
+            del proto.graph.input[:]
+            proto.graph.input.extend(inputs)
+        return Model(proto, self.external)
+
+    def pruned_of_dead_nodes(self) -> Model:
+        """The model without nodes and initialisers that reach no output."""
+        needed = {value.name for value in self.outputs}
+        kept: list[onnx.NodeProto] = []
+        for node in reversed(self.nodes):
+            if needed.intersection(node.output):
+                kept.append(node)
+                needed.update(name for name in node.input if name)
+                needed.update(captured(node))
+        initializers = [t for t in self.graph.initializer if t.name in needed]
+        return self.with_graph(reversed(kept), initializers)
+
+
+def label(node: onnx.NodeProto) -> str:
+    """How a node is named to a person: its name, else its first output."""
+    return node.name or next((name for name in node.output if name), node.op_type)
+
+
+def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The subgraphs of a control-flow node."""
+    graphs = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    return graphs + [g for a in node.attribute for g in a.graphs]
+
+
+def captured(node: onnx.NodeProto) -> set[str]:
+    """Outer tensors that the node's bodies read."""
+    names: set[str] = set()
+    for body in bodies(node):
+        local = {v.name for v in body.input} | {t.name for t in body.initializer}
+        for inner in body.node:
+            names.update(n for n in inner.input if n and n not in local)
+            names.update(n for n in captured(inner) if n not in local)
+            local.update(inner.output)
+        names.update(v.name for v in body.output if v.name not in local)
+    return names
+
+
+def load(source: str | Path | onnx.ModelProto) -> Model:
+    """Read a model from a path or take a ``ModelProto`` (copied).
+
+    Raises ``UsageError`` where the file cannot be read, ``ModelError`` where it is no valid model.
+    """
+    if isinstance(source, onnx.ModelProto):
+        proto, external = onnx.ModelProto(), False
+        proto.CopyFrom(source)
+    else:
+        proto, external = _read(Path(source))
+    if not proto.graph.node:
+        raise ModelError(
+            "the graph is empty", f"{source}" if not isinstance(source, onnx.ModelProto) else "",
+            "Export the model again; an ONNX model needs at least one node.",
+        )
+    if proto.functions:
+        proto = inliner.inline_local_functions(proto)
+    model = Model(_sorted(proto), external)
+    _check(model)
+    return model
+
+
+def save(model: Model, path: str | Path) -> None:
+    """Write ``model`` to ``path``: beside it first, then renamed, so no half-written file remains.
+
+    Models above the protobuf limit, or that came with external data, get ``<path>.data`` beside.
+    """
+    path = Path(path)
+    external = model.external or model.weight_bytes > PROTOBUF_LIMIT
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            beside = Path(folder) / path.name
+            data = path.name + ".data"
+            if external:
+                copy = onnx.ModelProto()
+                copy.CopyFrom(model.proto)
+                onnx.save(copy, beside, save_as_external_data=True, location=data)
+            else:
+                beside.write_bytes(model.proto.SerializeToString())
+            if external and (Path(folder) / data).exists():
+                os.replace(Path(folder) / data, path.with_name(data))
+            os.replace(beside, path)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write the result: {error.strerror or error}",
+            str(path),
+            "Choose a folder that is writable and has room with -o OUT; nothing was left behind.",
+        ) from error
+
+
+def stored_bytes(source: str | Path | onnx.ModelProto, model: Model) -> int:
+    """Size of a model on disk: the files of a path, else what ``save`` would write."""
+    if isinstance(source, onnx.ModelProto):
+        if model.weight_bytes > PROTOBUF_LIMIT:
+            return model.weight_bytes + model.skeleton().ByteSize()
+        return model.proto.ByteSize()
+    external = model.weight_bytes if model.external else 0
+    return Path(source).stat().st_size + external
+
+
+def set_initializer(name: str, value: Array) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.ascontiguousarray(value), name)
+
+
+def _assign(message: Any, name: str, value: Any) -> None:
+    target = getattr(message, name)
+    if hasattr(target, "extend"):
+        target.extend(value)
+    elif hasattr(target, "CopyFrom"):
+        target.CopyFrom(value)
+    else:
+        setattr(message, name, value)
+
+
+def _set_dims(value: onnx.ValueInfoProto, dims: Sequence[int]) -> None:
+    shape = value.type.tensor_type.shape
+    del shape.dim[:]
+    for size in dims:
+        shape.dim.add().dim_value = size
+
+
+def _read(path: Path) -> tuple[onnx.ModelProto, bool]:
+    from google.protobuf.message import DecodeError
+
+    if not path.is_file():
+        raise UsageError("there is no such model file", str(path), "Check the path.")
+    try:
+        proto = onnx.load(path, load_external_data=False, format="protobuf")
+    except OSError as error:
+        raise UsageError(f"cannot read the model: {error.strerror}", str(path)) from error
+    except (DecodeError, ValueError) as error:
+        raise ModelError(
+            "not an ONNX file, or a truncated one", str(path),
+            "Export or download it again; `onnx.load` must read it.",
+        ) from error
+    external = external_data_helper._get_all_tensors(proto)
+    outside = [t for t in external if external_data_helper.uses_external_data(t)]
+    for tensor in outside:
+        try:
+            external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+        except (OSError, ValueError, onnx.checker.ValidationError) as error:
+            where = next((e.value for e in tensor.external_data if e.key == "location"), "?")
+            raise ModelError(
+                f"the external data file {where!r} is missing or unreadable",
+                f"tensor {tensor.name!r} of {path}",
+                "Keep the data file beside the model, under the name that the model gives it.",
+            ) from error
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+    return proto, bool(outside)
+
+
+def _sorted(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Nodes in topological order (stable where they already are)."""
+    nodes = list(proto.graph.node)
+    producer = {name: i for i, node in enumerate(nodes) for name in node.output if name}
+    needs = {
+        i: {producer[n] for n in (*node.input, *captured(node)) if n in producer}
+        for i, node in enumerate(nodes)
+    }
+    if all(source < i for i, sources in needs.items() for source in sources):
+        return proto
+    try:
+        order = list(TopologicalSorter(needs).static_order())
+    except CycleError as error:
+        cycle = label(nodes[error.args[1][0]])
+        raise ModelError("the graph has a cycle", f"node {cycle!r}") from error
+    ordered = [onnx.NodeProto.FromString(nodes[i].SerializeToString()) for i in order]
+    del proto.graph.node[:]
+    proto.graph.node.extend(ordered)
+    return proto
+
+
+def _check(model: Model) -> None:
+    """What every later stage relies on: unique names, defined inputs, sound weights."""
+    defined = {value.name for value in model.graph.input} | set(model.initializers)
+    defined |= {t.values.name for t in model.graph.sparse_initializer}
+    for node in model.nodes:
+        for name in (*(n for n in node.input if n), *captured(node)):
+            if name not in defined:
+                raise ModelError(f"input {name!r} is produced by nothing", f"node {label(node)!r}")
+        for name in filter(None, node.output):
+            if name in defined:
+                raise ModelError(f"tensor {name!r} is written twice", f"node {label(node)!r}")
+            defined.add(name)
+    for value in model.outputs:
+        if value.name not in defined:
+            raise ModelError(f"the graph output {value.name!r} is produced by nothing")
+    for tensor in model.graph.initializer:
+        _check_tensor(tensor)
+
+
+def _check_tensor(tensor: onnx.TensorProto) -> None:
+    try:
+        value = numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(
+            "a weight's data does not fit its shape", f"tensor {tensor.name!r}",
+            "The file is damaged; export it again.",
+        ) from error
+    if value.size and value.dtype.kind == "f" and np.isnan(value.min()):
+        raise ModelError(
+            "weights contain NaN", f"tensor {tensor.name!r}",
+            "Such a model computes nothing useful; check the training run or the export.",
+        )

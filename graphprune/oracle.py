@@ -1,0 +1,102 @@
+"""Law 3: a cut model must equal the original whose consumers read zeros where slots left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from graphprune.coupling import Coupling, Mask
+from graphprune.model import Array, Model, set_initializer
+from graphprune.runtime import Feeds, run
+from graphprune.shapes import Shapes
+
+
+def zeroed(model: Model, shapes: Shapes, coupling: Coupling, alive: Mask) -> Model:
+    """The original with a zero mask on every contraction that loses slots; its shapes stay.
+
+    Only contractions are masked: whatever reaches them at a slot that left no longer matters.
+    """
+    masks: list[onnx.TensorProto] = []
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.nodes]
+    inserted: dict[int, list[onnx.NodeProto]] = {}
+    for i, contraction in enumerate(coupling.relations.contractions):
+        kept = alive[contraction.slots]
+        if kept.all():
+            continue
+        node = nodes[contraction.node]
+        name = node.input[contraction.input]
+        original = model.nodes[contraction.node].input[contraction.input]
+        shape = [1] * len(shapes.shape[original] or ())
+        shape[contraction.axis] = len(kept)
+        dtype = helper.tensor_dtype_to_np_dtype(shapes.dtype[original])
+        mask = f"graphprune/mask_{i}"
+        masks.append(set_initializer(mask, kept.astype(dtype).reshape(shape)))
+        product = f"graphprune/masked_{i}"
+        inserted.setdefault(contraction.node, []).append(
+            helper.make_node("Mul", [name, mask], [product], name=product)
+        )
+        node.input[contraction.input] = product
+    order = [n for i, node in enumerate(nodes) for n in (*inserted.get(i, ()), node)]
+    return model.with_graph(order, [*model.graph.initializer, *masks], value_info=[])
+
+
+def sliced(tensors: Mapping[str, Array], coupling: Coupling, alive: Mask) -> dict[str, Array]:
+    """Arrays by tensor name without the slots that left."""
+    return {name: _each_axis(name, array, coupling, alive, False) for name, array in tensors.items()}
+
+
+def blanked(tensors: Mapping[str, Array], coupling: Coupling, alive: Mask) -> dict[str, Array]:
+    """Arrays by tensor name with zeros at the slots that left."""
+    return {name: _each_axis(name, array, coupling, alive, True) for name, array in tensors.items()}
+
+
+def _each_axis(name: str, array: Array, coupling: Coupling, alive: Mask, blank: bool) -> Array:
+    tensor = coupling.relations.slots.tensors.get(name)
+    for axis in tensor or ():
+        kept = alive[axis.slots]
+        if kept.all():
+            continue
+        if blank:
+            array = array.copy()
+            array[(slice(None),) * axis.index + (~kept,)] = 0
+        else:
+            array = np.compress(kept, array, axis=axis.index)
+    return array
+
+
+def relative_error(expected: list[Array], actual: list[Array]) -> float:
+    """Largest difference over the largest magnitude, over all outputs; infinite if shapes differ."""
+    worst = 0.0
+    for a, b in zip(expected, actual, strict=True):
+        if not isinstance(a, np.ndarray) or a.shape != b.shape or a.dtype != b.dtype:
+            return float("inf")
+        if a.size == 0 or np.array_equal(a, b, equal_nan=a.dtype.kind in "fc"):
+            continue
+        if a.dtype.kind not in "fc":
+            worst = max(worst, float((a != b).mean()))
+            continue
+        finite = np.isfinite(a)
+        if not np.array_equal(finite, np.isfinite(b)):
+            return float("inf")
+        difference = np.abs(a[finite].astype(np.float64) - b[finite].astype(np.float64))
+        scale = float(np.abs(a[finite].astype(np.float64)).max(initial=0.0))
+        worst = max(worst, float(difference.max(initial=0.0)) / max(scale, 1e-30))
+    return worst
+
+
+def law_error(
+    model: Model, cut: Model, shapes: Shapes, coupling: Coupling, alive: Mask, feeds: Feeds
+) -> float:
+    """Relative error between the cut model and the zeroed original on the same inputs.
+
+    Where the interface is pinned the inputs and outputs are whole; in a rule's own test they may
+    lose slots too, and are blanked and sliced alike.
+    """
+    names = [value.name for value in model.outputs]
+    expected = run(zeroed(model, shapes, coupling, alive), blanked(feeds, coupling, alive))
+    wanted = sliced(dict(zip(names, expected, strict=True)), coupling, alive)
+    actual = run(cut, sliced(feeds, coupling, alive))
+    return relative_error([wanted[name] for name in names], actual)

@@ -1,0 +1,157 @@
+"""The plan: what leaves and why, as a reviewable JSON document tied to one model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphprune.analysis import Analysis
+from graphprune.coupling import Mask, Signature
+from graphprune.errors import UsageError
+
+SCHEMA = "graphprune.plan/1"
+
+
+@dataclass(frozen=True)
+class PlannedGroup:
+    """One group's decision: ordinals of the units that leave, and every unit's score."""
+
+    name: str
+    axes: Signature
+    scores: tuple[float, ...]
+    removed: tuple[int, ...]
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {len(self.scores) - len(self.removed)} of {len(self.scores)} units kept"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What leaves one model. ``kept`` lists the surviving indices of every parameter axis."""
+
+    model_sha256: str
+    options: Mapping[str, Any]
+    groups: tuple[PlannedGroup, ...]
+    kept: Mapping[str, Mapping[str, list[int]]]
+
+    def document(self) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "schema": SCHEMA,
+            "model_sha256": self.model_sha256,
+            "options": dict(self.options),
+            "groups": [
+                {
+                    "name": group.name,
+                    "axes": [list(axis) for axis in group.axes],
+                    "units": len(group.scores),
+                    "scores": list(group.scores),
+                    "removed": list(group.removed),
+                    "reason": group.reason,
+                }
+                for group in self.groups
+            ],
+            "kept": {name: dict(axes) for name, axes in self.kept.items()},
+        }
+        return {**body, "sha256": _digest(body)}
+
+    def to_json(self) -> str:
+        return json.dumps(self.document(), indent=1) + "\n"
+
+    def __str__(self) -> str:
+        return "\n".join(str(group) for group in self.groups if group.removed)
+
+
+def make_plan(
+    analysis: Analysis, removed: Mask, scores: Any, options: Mapping[str, Any], reason: str
+) -> Plan:
+    """Write down a decision (bool per unit) for ``analysis``'s model."""
+    coupling = analysis.coupling
+    groups = []
+    for group in coupling.groups:
+        gone = np.flatnonzero(removed[group.units])
+        groups.append(
+            PlannedGroup(
+                group.name,
+                group.signature,
+                tuple(float(f"{value:.6g}") for value in scores[group.units]),
+                tuple(int(i) for i in gone),
+                reason if len(gone) else "kept whole",
+            )
+        )
+    return Plan(analysis.model.sha256, options, tuple(groups), _kept(analysis, removed))
+
+
+def removed_units(plan: Plan, analysis: Analysis) -> Mask:
+    """The plan's decision as a mask over the units of this analysis; refused where it is stale."""
+    coupling = analysis.coupling
+    if plan.model_sha256 != analysis.model.sha256:
+        raise UsageError(
+            "the plan belongs to another model",
+            f"plan {plan.model_sha256[:12]}, model {analysis.model.sha256[:12]}",
+            "Make a new plan for this model with --plan-out.",
+        )
+    by_axes = {group.signature: group for group in coupling.groups}
+    removed = np.zeros(coupling.n_units, dtype=bool)
+    for entry in plan.groups:
+        group = by_axes.get(entry.axes)
+        if group is None or len(group) != len(entry.scores):
+            raise UsageError("the plan names a group that this version finds otherwise", entry.name)
+        if entry.removed and not 0 <= min(entry.removed) <= max(entry.removed) < len(group):
+            raise UsageError("the plan names a unit that does not exist", entry.name)
+        removed[group.units[list(entry.removed)]] = True
+    if _kept(analysis, removed) != {k: dict(v) for k, v in plan.kept.items()}:
+        raise UsageError(
+            "the plan's kept indices contradict its removed units",
+            hint="Edit only `removed` or make a new plan; `kept` follows from it.",
+        )
+    return removed
+
+
+def read_plan(path: Path) -> Plan:
+    """Read and check a plan file (schema and hash)."""
+    try:
+        document = json.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read the plan: {error.strerror}", str(path)) from error
+    except ValueError as error:
+        raise UsageError(f"the plan is not JSON: {error}", str(path)) from error
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        raise UsageError(f"not a plan of schema {SCHEMA}", str(path))
+    stated = document.pop("sha256", None)
+    if stated != _digest(document):
+        raise UsageError(
+            "the plan was changed after it was written: its hash does not fit", str(path),
+            "Make a new plan with --plan-out.",
+        )
+    groups = tuple(
+        PlannedGroup(
+            entry["name"],
+            tuple((str(tensor), int(axis)) for tensor, axis in entry["axes"]),
+            tuple(entry["scores"]),
+            tuple(entry["removed"]),
+            entry["reason"],
+        )
+        for entry in document["groups"]
+    )
+    return Plan(document["model_sha256"], document["options"], groups, document["kept"])
+
+
+def _kept(analysis: Analysis, removed: Mask) -> dict[str, dict[str, list[int]]]:
+    alive = analysis.coupling.alive(removed)
+    kept: dict[str, dict[str, list[int]]] = {}
+    for axis in analysis.coupling.parameters:
+        mask = alive[axis.slots]
+        if not mask.all():
+            kept.setdefault(axis.tensor, {})[str(axis.index)] = np.flatnonzero(mask).tolist()
+    return kept
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,120 @@
+"""What the rules say about a model: ties, folds, counts, shifts, pins, roles and MACs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from graphprune.slots import Axis, Slots, SlotArray
+
+
+class Role(IntEnum):
+    """How a parameter axis takes part in a group."""
+
+    VECTOR = 0  # biases, running means: one number per channel
+    PRODUCER = 1  # rows: what computes the channel
+    CONSUMER = 2  # columns: what reads it
+    SCALE = 3  # the scale of a normalisation
+    VARIANCE = 4  # the stored variance of a normalisation
+
+
+@dataclass(frozen=True)
+class Tie:
+    """Slots that live or die together, pairwise; stated by the node of index ``node``."""
+
+    a: SlotArray
+    b: SlotArray
+    node: int
+
+
+@dataclass(frozen=True)
+class Fold:
+    """``whole`` is the row-major product of ``parts``; one part at most may lose slots.
+
+    Reshape, channel shuffle, grouped convolution and flatten are folds. Removing slot j of the
+    part that carries the removal removes every slot of ``whole`` whose coordinate there is j.
+    """
+
+    whole: SlotArray
+    parts: tuple[SlotArray, ...]
+    node: int
+
+
+@dataclass(frozen=True)
+class Count:
+    """A number in the node that is just how many of ``slots`` survive.
+
+    It stands in attribute ``attr`` or in constant input ``input``, at ``element`` if it is a list.
+    """
+
+    node: int
+    slots: SlotArray
+    attr: str | None = None
+    input: int | None = None
+    element: int | None = None
+
+
+@dataclass(frozen=True)
+class Renumber:
+    """Input ``input`` of the node holds positions among ``slots``: they move when slots leave."""
+
+    node: int
+    slots: SlotArray
+    input: int
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """The node sums over ``axis`` of input ``input``: zeroing it there equals removing it."""
+
+    node: int
+    input: int
+    axis: int
+    slots: SlotArray
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Slots that must stay, and why; ``node`` is -1 for the model's interface."""
+
+    slots: SlotArray
+    reason: str
+    node: int
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of a node: the product of the surviving slots of ``factors``."""
+
+    node: int
+    factors: tuple[SlotArray, ...]
+
+
+@dataclass
+class Relations:
+    """Everything that the rules stated, in node order. Filled by ``rules.relate``, then only read."""
+
+    slots: Slots
+    total: int  # slots of tensors plus virtual ones
+    ties: list[Tie] = field(default_factory=list)
+    folds: list[Fold] = field(default_factory=list)
+    counts: list[Count] = field(default_factory=list)
+    renumbers: list[Renumber] = field(default_factory=list)
+    contractions: list[Contraction] = field(default_factory=list)
+    shifts: list[Pin] = field(default_factory=list)
+    pins: list[Pin] = field(default_factory=list)
+    macs: list[Macs] = field(default_factory=list)
+    roles: list[tuple[SlotArray, Role]] = field(default_factory=list)
+    heads: list[SlotArray] = field(default_factory=list)
+    shape_reads: list[int] = field(default_factory=list)  # nodes that read a tensor's shape
+    unknown: dict[str, list[str]] = field(default_factory=dict)  # operator without rule → nodes
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.ties)} ties, {len(self.folds)} folds, {len(self.pins)} pins"]
+        lines += [f"pin: {pin.reason} ({len(pin.slots)} slots)" for pin in self.pins]
+        return "\n".join(lines)
+
+
+def slots_of(*axes: Axis | SlotArray) -> Sequence[SlotArray]:
+    return [axis.slots if isinstance(axis, Axis) else axis for axis in axes]

@@ -1,0 +1,96 @@
+"""What a program reads: JSON documents with stable keys; absent values are null."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphprune import __version__
+from graphprune.analysis import Analysis, pinned_reasons
+from graphprune.coupling import Group
+from graphprune.runtime import Timing
+
+if TYPE_CHECKING:
+    from graphprune.api import Result
+
+TO_RESULT = ("analyse", "plan", "cut", "save")  # stages that make the result; the rest checks it
+
+
+def result_document(result: Result, model: str | Path, output: str | Path | None) -> dict[str, Any]:
+    before, after, verdict = result.before, result.after, result.verdict
+    latency = None if verdict.latency_ratio is None else verdict.latency_ratio[0]
+    return {
+        "schema": "graphprune.result/1",
+        "graphprune": __version__,
+        "model": str(model),
+        "output": None if output is None else str(output),
+        "before": asdict(before),
+        "after": asdict(after),
+        "ratio": {
+            "macs": _ratio(after.macs, before.macs),
+            "params": _ratio(after.params, before.params),
+            "bytes": _ratio(after.bytes, before.bytes),
+            "latency": latency,
+        },
+        "verified": {"passed": verdict.passed, "relative_error": verdict.relative_error},
+        "output_difference": verdict.output_difference,
+        "latency_quartiles": verdict.latency_ratio and list(verdict.latency_ratio[1:]),
+        "pinned": [asdict(pin) for pin in result.pinned],
+        "notes": list(result.notes),
+        "options": dict(result.plan.options),
+        "seconds": sum(result.seconds.get(stage, 0.0) for stage in TO_RESULT),
+        "seconds_by_stage": dict(result.seconds),
+    }
+
+
+def inspection_document(analysis: Analysis, model: str | Path) -> dict[str, Any]:
+    costs = analysis.cost.of(analysis.nothing_removed)
+    return {
+        "schema": "graphprune.inspect/1",
+        "graphprune": __version__,
+        "model": str(model),
+        "nodes": len(analysis.model.nodes),
+        "macs": costs.macs,
+        "params": costs.params,
+        "bytes": costs.bytes,
+        "prunable_macs_share": analysis.cost.in_reach("macs"),
+        "units": analysis.coupling.n_units,
+        "groups": [_group(group) for group in analysis.coupling.groups],
+        "pinned": [asdict(pin) for pin in pinned_reasons(analysis)],
+        "unknown_operators": analysis.relations.unknown,
+        "notes": list(analysis.shapes.notes),
+    }
+
+
+def timing_document(names: list[str], timing: Timing) -> dict[str, Any]:
+    rows = []
+    for i, name in enumerate(names):
+        middle, low, high = timing.ratio(i)
+        rows.append(
+            {
+                "model": name,
+                "latency_ms": float(timing.median[i]),
+                "ratio": middle,
+                "ratio_quartiles": [low, high],
+            }
+        )
+    return {
+        "schema": "graphprune.bench/1",
+        "graphprune": __version__,
+        "rounds": len(timing.rounds),
+        "models": rows,
+    }
+
+
+def _group(group: Group) -> dict[str, Any]:
+    return {
+        "index": group.index,
+        "name": group.name,
+        "units": len(group),
+        "axes": [{"tensor": tensor, "axis": axis} for tensor, axis in group.signature],
+    }
+
+
+def _ratio(after: float, before: float) -> float | None:
+    return after / before if before else None

@@ -1,0 +1,133 @@
+"""What a person reads: the result's table, an inspection, a benchmark."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from graphprune.analysis import Analysis, PinnedReason, pinned_reasons
+from graphprune.runtime import Timing
+
+if TYPE_CHECKING:
+    from graphprune.api import Result
+
+LARGEST_PINS = 10
+LARGEST_GROUPS = 40
+
+
+def as_text(result: Result, width: int = 100) -> str:
+    """The result's table as plain text."""
+    return to_text(result_table(result), width)
+
+
+def to_text(content: RenderableType, width: int = 100) -> str:
+    buffer = io.StringIO()
+    Console(file=buffer, width=width, color_system=None).print(content)
+    return buffer.getvalue().rstrip("\n")
+
+
+def result_table(result: Result) -> RenderableType:
+    before, after, verdict = result.before, result.after, result.verdict
+    table = Table(title="graphprune", title_style="bold", header_style="bold")
+    for name in ("", "original", "pruned", "left"):
+        table.add_column(name, justify="left" if not name else "right")
+    table.add_row("MACs", _si(before.macs), _si(after.macs), _share(after.macs, before.macs))
+    table.add_row(
+        "parameters", _si(before.params), _si(after.params), _share(after.params, before.params)
+    )
+    table.add_row("file", _bytes(before.bytes), _bytes(after.bytes), _share(after.bytes, before.bytes))
+    if verdict.latency is not None and verdict.latency_ratio is not None:
+        speed = f"{1 / verdict.latency_ratio[0]:.2f}x as fast"
+        table.add_row("latency (median)", *(f"{ms:.2f} ms" for ms in verdict.latency), speed)
+    if verdict.accuracy is not None:
+        drop = (verdict.accuracy[1] - verdict.accuracy[0]) * 100
+        table.add_row("top-1", *(f"{a * 100:.2f} %" for a in verdict.accuracy), f"{drop:+.2f} points")
+    if verdict.output_difference is not None:
+        table.add_row("largest output difference", "", "", f"{verdict.output_difference:.3g}")
+    if verdict.relative_error is not None:
+        table.add_row("verified in ONNX Runtime", "", "yes", f"error {verdict.relative_error:.1e}")
+    seconds = ", ".join(f"{name} {value:.2f}" for name, value in result.seconds.items())
+    lines: list[RenderableType] = [table]
+    if result.pinned:
+        lines.append(pins_table(result.pinned))
+    lines += [Text(f"note: {note}") for note in result.notes]
+    lines.append(Text(f"seconds: {seconds}", style="dim"))
+    return Group(*lines)
+
+
+def pins_table(pins: Sequence[PinnedReason]) -> Table:
+    title = "what stays, and why"
+    if len(pins) > LARGEST_PINS:
+        title += f" (the {LARGEST_PINS} largest of {len(pins)})"
+    table = Table(title=title, title_style="bold", header_style="bold")
+    for name in ("reason", "where", "MACs held"):
+        table.add_column(name, justify="right" if name == "MACs held" else "left", overflow="fold")
+    for pin in pins[:LARGEST_PINS]:
+        table.add_row(pin.reason, pin.where, f"{pin.macs * 100:.1f} %")
+    return table
+
+
+def inspection(analysis: Analysis) -> RenderableType:
+    """Costs, groups and pins of a model."""
+    costs = analysis.cost.of(analysis.nothing_removed)
+    coupling = analysis.coupling
+    head = Text(
+        f"{len(analysis.model.nodes)} nodes, {_si(costs.macs)} MACs, {_si(costs.params)} parameters; "
+        f"{coupling.n_units} units in {len(coupling.groups)} groups hold "
+        f"{analysis.cost.in_reach('macs') * 100:.1f} % of the MACs"
+    )
+    table = Table(title="groups", title_style="bold", header_style="bold")
+    for name, justify in (("#", "right"), ("first axis", "left"), ("units", "right"), ("axes", "right")):
+        table.add_column(name, justify="right" if justify == "right" else "left", overflow="fold")
+    for group in coupling.groups[:LARGEST_GROUPS]:
+        table.add_row(str(group.index), group.name, str(len(group)), str(len(group.signature)))
+    lines: list[RenderableType] = [head, table]
+    if len(coupling.groups) > LARGEST_GROUPS:
+        lines.append(Text(f"… and {len(coupling.groups) - LARGEST_GROUPS} more (all with --json)"))
+    pins = pinned_reasons(analysis)
+    if pins:
+        lines.append(pins_table(pins))
+    lines += [Text(f"note: {note}") for note in analysis.shapes.notes]
+    return Group(*lines)
+
+
+def timing_table(names: Sequence[str], timing: Timing) -> Table:
+    """Interleaved medians, and each model's latency over the first one's."""
+    table = Table(title=f"latency, {len(timing.rounds)} interleaved rounds", header_style="bold")
+    for name in ("model", "median", "ratio to the first", "quartiles"):
+        table.add_column(name, justify="left" if name == "model" else "right", overflow="fold")
+    for i, name in enumerate(names):
+        middle, low, high = timing.ratio(i)
+        table.add_row(
+            name, f"{timing.median[i]:.3f} ms", f"{middle:.3f}", f"{low:.3f} to {high:.3f}"
+        )
+    return table
+
+
+def comparison_table(rows: Sequence[tuple[str, Any, Any]]) -> Table:
+    table = Table(header_style="bold")
+    for name in ("", "A", "B"):
+        table.add_column(name, justify="left" if not name else "right", overflow="fold")
+    for name, a, b in rows:
+        table.add_row(name, str(a), str(b))
+    return table
+
+
+def _si(value: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.2f} {unit}"
+    return f"{value:.0f}"
+
+
+def _bytes(value: float) -> str:
+    return f"{_si(value)}B" if value >= 1e3 else f"{value:.0f} B"
+
+
+def _share(after: float, before: float) -> str:
+    return f"{after / before * 100:.1f} %" if before else "-"

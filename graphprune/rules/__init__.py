@@ -1,0 +1,149 @@
+"""One description per operator. ``relate`` asks every node's rule and pins what no rule claims."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from graphprune.model import Model, captured, label
+from graphprune.relations import Pin, Relations
+from graphprune.rules import (
+    attention,
+    elementwise,
+    linear,
+    movement,
+    normalisation,
+    pooling,
+    recurrent,
+)
+from graphprune.rules.op import Op, Refused, Rule, Table
+from graphprune.shapes import Shapes
+from graphprune.slots import Slots, SlotTensor, number
+
+__all__ = ["BUILTIN", "Op", "Refused", "Rule", "Table", "relate"]
+
+Rules = Mapping[tuple[str, str], Rule]
+
+BUILTIN: Rules = {
+    **elementwise.table,
+    **linear.table,
+    **normalisation.table,
+    **movement.table,
+    **pooling.table,
+    **attention.table,
+    **recurrent.table,
+}
+
+
+def relate(
+    model: Model, shapes: Shapes, rules: Rules = BUILTIN, pin_interface: bool = True
+) -> Relations:
+    """Ask the rule of every node; whatever no rule speaks of is pinned with a reason."""
+    slots = number(shapes.shape)
+    relations = Relations(slots, slots.total)
+    for index, node in enumerate(model.nodes):
+        _relate_node(index, model, shapes, rules, relations)
+        for name in captured(node):
+            _pin_tensor(relations, name, f"captured by the body of {node.op_type}", index)
+    if pin_interface:
+        for value in model.inputs:
+            _pin_tensor(relations, value.name, f"graph input {value.name!r}", -1)
+        for value in model.outputs:
+            _pin_tensor(relations, value.name, f"graph output {value.name!r}", -1)
+    return relations
+
+
+def _relate_node(
+    index: int, model: Model, shapes: Shapes, rules: Rules, relations: Relations
+) -> None:
+    node = model.nodes[index]
+    outputs = [name if _is_read(model, name) else "" for name in node.output]
+    names = [name for name in (*node.input, *outputs) if name]
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    rule = rules.get((domain, node.op_type))
+    if rule is None:
+        key = f"{domain}::{node.op_type}" if domain else node.op_type
+        relations.unknown.setdefault(key, []).append(label(node))
+        return _pin_all(relations, names, f"no rule for {key}", index)
+    if any(name not in relations.slots.tensors for name in names):
+        return _pin_all(relations, names, f"{node.op_type} on a tensor of unknown shape", index)
+    op = Op(
+        index=index,
+        node=node,
+        version=model.opsets.get(domain, 1),
+        x=tuple(relations.slots.tensors[name] if name else None for name in node.input),
+        y=tuple(relations.slots.tensors[name] if name else None for name in outputs),
+        values=tuple(shapes.value.get(name) for name in node.input),
+        constant=tuple(name in model.constant_names for name in node.input),
+        relations=relations,
+    )
+    marks = (len(relations.ties), len(relations.folds), len(relations.pins))
+    try:
+        if any(op.y):
+            rule(op)
+    except Refused as refusal:
+        return _pin_all(relations, names, f"{node.op_type}: {refusal}", index)
+    _pin_unclaimed(relations, names, marks, node.op_type, index)
+
+
+def _is_read(model: Model, name: str) -> bool:
+    """An optional output that nothing reads is as good as absent."""
+    return name in model.consumers or name in model.output_names
+
+
+def _pin_unclaimed(
+    relations: Relations, names: list[str], marks: tuple[int, int, int], kind: str, index: int
+) -> None:
+    """Slots of the node's tensors that its rule did not mention must stay."""
+    mentioned = [tie.a for tie in relations.ties[marks[0] :]]
+    mentioned += [tie.b for tie in relations.ties[marks[0] :]]
+    for fold in relations.folds[marks[1] :]:
+        mentioned += [fold.whole, *fold.parts]
+    mentioned += [pin.slots for pin in relations.pins[marks[2] :]]
+    reason = f"positions along an axis of {kind}"
+    if not mentioned:
+        reason = f"{kind}: nothing is removed from it yet"
+    claimed = _Claimed(relations.slots, names)
+    for array in mentioned:
+        claimed.mark(array)
+    for axis_slots in claimed.rest():
+        relations.pins.append(Pin(axis_slots, reason, index))
+
+
+class _Claimed:
+    """Which slots of a few tensors were mentioned; their numbers form a few short ranges."""
+
+    def __init__(self, slots: Slots, names: list[str]) -> None:
+        self.tensors: list[SlotTensor] = [slots.tensors[name] for name in dict.fromkeys(names)]
+        self.ranges = [
+            (int(axis.slots[0]), np.zeros(len(axis), dtype=bool))
+            for tensor in self.tensors
+            for axis in tensor
+            if len(axis)
+        ]
+        self.ranges.sort(key=lambda entry: entry[0])
+        self.starts = np.array([start for start, _ in self.ranges], dtype=np.int64)
+
+    def mark(self, array: np.ndarray) -> None:
+        if not len(array) or not len(self.starts):
+            return
+        owners = np.searchsorted(self.starts, array, side="right") - 1
+        for owner in np.unique(owners[owners >= 0]):
+            start, mask = self.ranges[owner]
+            local = array[owners == owner] - start
+            mask[local[local < len(mask)]] = True
+
+    def rest(self) -> list[np.ndarray]:
+        return [start + np.flatnonzero(~mask) for start, mask in self.ranges if not mask.all()]
+
+
+def _pin_all(relations: Relations, names: list[str], reason: str, index: int) -> None:
+    for name in dict.fromkeys(names):
+        _pin_tensor(relations, name, reason, index)
+
+
+def _pin_tensor(relations: Relations, name: str, reason: str, index: int) -> None:
+    tensor = relations.slots.tensors.get(name)
+    for axis in tensor or ():
+        relations.pins.append(Pin(axis.slots, reason, index))

@@ -1,0 +1,227 @@
+"""The read-only view of a node that a rule gets, and the words it speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from graphprune.model import Array
+from graphprune.relations import (
+    Contraction,
+    Count,
+    Fold,
+    Macs,
+    Pin,
+    Relations,
+    Renumber,
+    Role,
+    Tie,
+)
+from graphprune.slots import Axis, SlotArray, SlotTensor
+
+Rule = Callable[["Op"], None]
+Slotted = Axis | SlotArray
+
+
+class Table(dict[tuple[str, str], Rule]):
+    """Operator → rule. ``@table.rule("Relu", "Tanh")`` gives one rule to several operators."""
+
+    def rule(self, *names: str, domain: str = "") -> Callable[[Rule], Rule]:
+        def enter(function: Rule) -> Rule:
+            for name in names:
+                if (domain, name) in self:
+                    raise ValueError(f"two rules for {domain}::{name} in one table")
+                self[domain, name] = function
+            return function
+
+        return enter
+
+
+class Refused(Exception):
+    """A rule cannot describe this node; everything it touches is pinned with the reason."""
+
+
+@dataclass(frozen=True)
+class Op:
+    """One node: inputs ``x`` and outputs ``y`` as slots (``None`` for an absent optional)."""
+
+    index: int
+    node: onnx.NodeProto
+    version: int
+    x: tuple[SlotTensor | None, ...]
+    y: tuple[SlotTensor | None, ...]
+    values: tuple[Array | None, ...]
+    constant: tuple[bool, ...]
+    relations: Relations
+
+    # --- what the node says ---
+
+    @property
+    def type(self) -> str:
+        return self.node.op_type
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        for attribute in self.node.attribute:
+            if attribute.name == name:
+                value = helper.get_attribute_value(attribute)
+                return value.decode() if isinstance(value, bytes) else value
+        return default
+
+    def axis(self, name: str = "axis", default: int | None = None, rank: int | None = None) -> int:
+        """An axis attribute, as a non-negative number for the first input's rank."""
+        value = self.attr(name, default)
+        if value is None:
+            raise Refused(f"attribute {name!r} is missing")
+        return int(value) % max(1, self.input(0).rank if rank is None else rank)
+
+    def has(self, index: int) -> bool:
+        return index < len(self.x) and self.x[index] is not None
+
+    def input(self, index: int) -> SlotTensor:
+        tensor = self.x[index] if index < len(self.x) else None
+        if tensor is None:
+            raise Refused(f"input {index} is absent")
+        return tensor
+
+    def output(self, index: int = 0) -> SlotTensor:
+        tensor = self.y[index] if index < len(self.y) else None
+        if tensor is None:
+            raise Refused(f"output {index} is absent")
+        return tensor
+
+    def value(self, index: int) -> Array | None:
+        """The value of an input where shapes and constants decide it."""
+        return self.values[index] if index < len(self.values) else None
+
+    def list_of(self, attr: str, index: int) -> list[int] | None:
+        """A list given as attribute (older opsets) or as input ``index`` (newer ones)."""
+        given = self.attr(attr)
+        if given is not None:
+            return [int(v) for v in given] if isinstance(given, Sequence) else [int(given)]
+        value = self.value(index)
+        if value is not None:
+            return [int(v) for v in value.reshape(-1)]
+        if index < len(self.node.input) and self.node.input[index]:
+            raise Refused(f"input {index} ({attr}) is not known before run time")
+        return None
+
+    # --- what a rule says ---
+
+    def tie(self, a: Slotted, b: Slotted) -> None:
+        """Slots of ``a`` and ``b`` live or die together, pairwise."""
+        first, second = _flat(a), _flat(b)
+        if len(first) != len(second):
+            raise Refused(f"axes of {len(first)} and {len(second)} slots do not correspond")
+        self.relations.ties.append(Tie(first, second, self.index))
+
+    def same(self, a: SlotTensor, b: SlotTensor, but: Sequence[int] = ()) -> None:
+        """Tie equal axes of two tensors of one rank, except ``but`` (non-negative axes)."""
+        for i, (p, q) in enumerate(zip(a, b, strict=True)):
+            if i not in but:
+                self.tie(p, q)
+
+    def broadcast(self, a: SlotTensor, y: SlotTensor, to: int | None = None) -> None:
+        """Tie ``a`` to ``y`` as numpy broadcasts it, right-aligned at axis ``to`` (exclusive)."""
+        end = y.rank if to is None else to
+        for axis, target in zip(a.axes[::-1], y.axes[:end][::-1], strict=False):
+            if len(axis) == len(target):
+                self.tie(axis, target)
+            elif len(axis) == 1:
+                self.free(axis)
+
+    def free(self, *axes: Slotted) -> None:
+        """These slots may leave without anything else leaving."""
+        for axis in axes:
+            self.relations.ties.append(Tie(_flat(axis), _flat(axis), self.index))
+
+    def fold(self, whole: Slotted, parts: Sequence[Slotted]) -> None:
+        """``whole`` is the row-major product of ``parts``; one part at most carries removals."""
+        real = [_flat(part) for part in parts if len(part) != 1]
+        for part in parts:
+            if len(part) == 1:
+                self.free(part)
+        if len(real) == 1:
+            self.tie(whole, real[0])
+        elif not real:
+            self.free(whole)
+        else:
+            self.relations.folds.append(Fold(_flat(whole), tuple(real), self.index))
+
+    def virtual(self, size: int) -> SlotArray:
+        """Slots of an axis that no tensor has, such as the groups of a grouped convolution."""
+        start = self.relations.total
+        self.relations.total += size
+        return np.arange(start, start + size, dtype=np.int64)
+
+    def contract(self, index: int, axis: int) -> None:
+        """The node sums over this axis of input ``index``: zeros there are as good as absence."""
+        slots = self.input(index)[axis].slots
+        self.relations.contractions.append(Contraction(self.index, index, axis, slots))
+        self.relations.roles.append((slots, Role.CONSUMER))
+        self.free(slots)
+
+    def consume(self, x: Axis, index: int, axis: int) -> None:
+        """Input ``index``'s ``axis`` reads ``x`` and sums over it."""
+        self.tie(x, self.input(index)[axis])
+        self.contract(index, axis)
+
+    def produce(self, w: Axis, y: Axis) -> None:
+        """Each slot of ``w`` computes the slot of ``y`` it is tied to."""
+        self.tie(w, y)
+        self.relations.roles.append((w.slots, Role.PRODUCER))
+
+    def scale(self, index: int, x: Axis, role: Role = Role.SCALE) -> None:
+        """Vector input ``index`` scales ``x`` (a normalisation's scale or its stored variance)."""
+        if self.has(index):
+            w = self.input(index)[0]
+            self.tie(w, x)
+            self.relations.roles.append((w.slots, role))
+
+    def shift(self, *axes: Slotted) -> None:
+        """Removing these slots is not the same as zeroing them (statistics over the axis)."""
+        for axis in axes:
+            slots = _flat(axis)
+            if len(slots) > 1:
+                reason = f"{self.type} takes statistics over the axis"
+                self.relations.shifts.append(Pin(slots, reason, self.index))
+            self.free(slots)
+
+    def count_attr(self, attr: str, slots: Slotted, element: int | None = None) -> None:
+        """Attribute ``attr`` (or one element of it) is the number of surviving slots."""
+        self.relations.counts.append(
+            Count(self.index, _flat(slots), attr=attr, element=element)
+        )
+
+    def count_input(self, index: int, element: int | None, slots: Slotted) -> None:
+        """One element of input ``index`` is the number of surviving slots."""
+        self.relations.counts.append(
+            Count(self.index, _flat(slots), input=index, element=element)
+        )
+
+    def renumber(self, index: int, slots: Slotted) -> None:
+        """Input ``index`` holds positions along these slots."""
+        self.relations.renumbers.append(Renumber(self.index, _flat(slots), index))
+
+    def heads(self, axis: Slotted) -> None:
+        """This axis counts heads: a Reshape that splits into heads carries removals here."""
+        self.relations.heads.append(_flat(axis))
+
+    def macs(self, *factors: Slotted) -> None:
+        """The node's multiply-accumulates are the product of these axes' lengths."""
+        self.relations.macs.append(Macs(self.index, tuple(_flat(f) for f in factors)))
+
+    def pin(self, axis: Slotted, reason: str) -> None:
+        self.relations.pins.append(Pin(_flat(axis), f"{self.type}: {reason}", self.index))
+
+    def reads_shape(self) -> None:
+        """The output is the input's sizes; downstream it must go on meaning the original's."""
+        self.relations.shape_reads.append(self.index)
+
+
+def _flat(axis: Slotted) -> SlotArray:
+    return (axis.slots if isinstance(axis, Axis) else axis).reshape(-1)

@@ -1,0 +1,159 @@
+"""Everything that runs ONNX Runtime: sessions, random inputs, interleaved timing."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from graphprune.errors import ModelError, UsageError
+from graphprune.model import PROTOBUF_LIMIT, Array, Model, save
+from graphprune.shapes import Shapes
+
+Feeds = Mapping[str, Array]
+# Operators that hand an index on unchanged to the Gather whose table bounds it.
+INDEX_KEEPERS = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Clip"}
+
+
+def session(
+    model: Model, threads: int = 0, provider: str = "cpu", optimise: bool = True
+) -> Any:
+    """An ``InferenceSession``; 0 threads leaves the number to ONNX Runtime.
+
+    Raises ``ModelError`` with ONNX Runtime's own words where it refuses the model.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    providers = [_provider(provider, ort.get_available_providers())]
+    try:
+        if model.proto.ByteSize() <= PROTOBUF_LIMIT:
+            return ort.InferenceSession(model.proto.SerializeToString(), options, providers)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            save(model, path)
+            return ort.InferenceSession(str(path), options, providers)
+    except Exception as error:  # ONNX Runtime's errors share no base class of their own
+        text = " ".join(str(error).split())
+        raise ModelError(
+            f"ONNX Runtime refuses the model: {text[:400]}",
+            hint="Check that it runs in ONNX Runtime; a custom operator needs its library.",
+        ) from error
+
+
+def _provider(name: str, available: Sequence[str]) -> str:
+    wanted = {p.removesuffix("ExecutionProvider").lower(): p for p in available}
+    if name.lower() not in wanted:
+        raise UsageError(
+            f"there is no execution provider {name!r}", hint=f"Available: {', '.join(wanted)}."
+        )
+    return wanted[name.lower()]
+
+
+def run(model: Model, feeds: Feeds, optimise: bool = True) -> list[Array]:
+    """Outputs of the model for one set of inputs."""
+    return run_session(session(model, optimise=optimise), feeds)
+
+
+def run_session(runner: Any, feeds: Feeds) -> list[Array]:
+    try:
+        return list(runner.run(None, dict(feeds)))
+    except Exception as error:  # ONNX Runtime's errors share no base class of their own
+        text = " ".join(str(error).split())
+        raise ModelError(
+            f"ONNX Runtime cannot run the model: {text[:400]}",
+            hint="Give sizes for symbolic dimensions with --input-shape NAME:1,3,224,224.",
+        ) from error
+
+
+def random_inputs(model: Model, shapes: Shapes, seed: int = 0) -> dict[str, Array]:
+    """Standard normal floats; integers below the size of the table that they index; true."""
+    rng = np.random.default_rng(seed)
+    feeds: dict[str, Array] = {}
+    for value in model.inputs:
+        dtype = input_dtype(value)
+        shape = shapes.inputs[value.name]
+        if dtype.kind == "f":
+            feeds[value.name] = rng.standard_normal(shape).astype(dtype)
+        elif dtype.kind in "iu":
+            bound = _index_bound(model, shapes, value.name)
+            feeds[value.name] = rng.integers(0, bound, shape).astype(dtype)
+            if bound == 2:  # a mask, a type or a length rather than an index: ones are always safe
+                feeds[value.name] = np.ones(shape, dtype)
+        else:
+            feeds[value.name] = np.ones(shape, dtype)
+    return feeds
+
+
+def input_dtype(value: onnx.ValueInfoProto) -> np.dtype[Any]:
+    if not value.type.HasField("tensor_type"):
+        raise ModelError("an input is no tensor", f"input {value.name!r}")
+    return np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+
+
+def _index_bound(model: Model, shapes: Shapes, name: str) -> int:
+    """How many rows the smallest table has that the integers of ``name`` look up."""
+    bounds, waiting, seen = [], [name], {name}
+    while waiting:
+        for i, position in model.consumers.get(waiting.pop(), ()):
+            node = model.nodes[i]
+            if node.op_type == "Gather" and position == 1:
+                table = shapes.shape.get(node.input[0])
+                axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+                if table:
+                    bounds.append(table[axis])
+            elif node.op_type in INDEX_KEEPERS and position == 0:
+                new = [output for output in node.output if output not in seen]
+                seen.update(new)
+                waiting += new
+    return max(2, min(bounds, default=2))
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Interleaved latencies in milliseconds, one row per round, one column per model."""
+
+    rounds: Array  # [rounds, models]
+
+    @property
+    def median(self) -> Array:
+        return np.asarray(np.median(self.rounds, axis=0))
+
+    def ratio(self, index: int) -> tuple[float, float, float]:
+        """Latency of a model over the first one's: median and quartiles of the rounds' ratios."""
+        ratios = self.rounds[:, index] / self.rounds[:, 0]
+        low, middle, high = np.percentile(ratios, [25, 50, 75])
+        return float(middle), float(low), float(high)
+
+
+def time_interleaved(
+    runners: Sequence[Any], feeds: Sequence[Feeds], rounds: int = 21, budget_s: float = 10.0
+) -> Timing:
+    """Run the sessions in turn, round by round, so that noise meets all of them alike.
+
+    Rounds end early (but not before five) once ``budget_s`` seconds are spent.
+    """
+    for runner, feed in zip(runners, feeds, strict=True):
+        run_session(runner, feed)
+        run_session(runner, feed)
+    rows: list[list[float]] = []
+    begin = time.perf_counter()
+    while len(rows) < rounds and (len(rows) < 5 or time.perf_counter() - begin < budget_s):
+        row = []
+        for runner, feed in zip(runners, feeds, strict=True):
+            start = time.perf_counter()
+            runner.run(None, dict(feed))
+            row.append((time.perf_counter() - start) * 1e3)
+        rows.append(row)
+    return Timing(np.array(rows))

@@ -1,0 +1,237 @@
+"""The concrete shape of every tensor, and the value of every small tensor that shapes decide.
+
+One walk over the nodes in order, with ONNX's own inference per node; weights are never copied.
+Symbolic dimensions are given a size first, so that Reshape, Slice and their like are concrete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import defs, helper, numpy_helper, shape_inference
+
+from graphprune.errors import ModelError, UsageError
+from graphprune.model import RANDOM_OPS, Array, Model, bodies
+
+Shape = tuple[int, ...]
+SMALL = 4096  # elements: larger values are never carried through shape arithmetic
+# Sizes tried, in order, for a symbolic dimension nobody named: the first that the graph accepts.
+TRIED_SIZES = (1, 32, 64, 128, 224, 256, 320, 512, 640)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Shapes (``None`` where unknown), element types and small values, by tensor name."""
+
+    shape: dict[str, Shape | None]
+    dtype: dict[str, int]
+    value: dict[str, Array]
+    inputs: dict[str, Shape]
+    symbolic: dict[str, tuple[int, ...]] = field(default_factory=dict)  # input → symbolic axes
+    notes: tuple[str, ...] = ()
+
+
+def infer(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Shapes:
+    """Shapes of all tensors, symbolic dimensions as given, else the smallest size that works."""
+    given = dict(input_shapes or {})
+    _check_given(model, given)
+    symbolic = {
+        value.name: tuple(i for i, size in enumerate(dims) if size is None)
+        for value in model.inputs
+        if (dims := declared(value)) is not None
+    }
+    open_names = [name for name, axes in symbolic.items() if axes and name not in given]
+    last: Shapes | None = None
+    for size in TRIED_SIZES if open_names else (1,):
+        inputs = {value.name: _concrete(value, given, size) for value in model.inputs}
+        shapes = _walk(model, inputs)
+        if last is None or _unknown(shapes) < _unknown(last):
+            last = shapes
+            chosen = size
+        if _unknown(shapes) == _floor(model, shapes):
+            break
+    assert last is not None
+    notes = []
+    if open_names:
+        size_text = "1" if chosen == 1 else f"{chosen} (batch 1)"
+        notes.append(
+            f"symbolic dimensions of {', '.join(open_names)} taken as {size_text}; "
+            "give others with --input-shape NAME:1,3,224,224"
+        )
+    return Shapes(last.shape, last.dtype, last.value, last.inputs, symbolic, tuple(notes))
+
+
+def declared(value: onnx.ValueInfoProto) -> list[int | None] | None:
+    """Declared sizes of a graph input or output; ``None`` for symbolic ones or an unknown rank."""
+    if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
+        return None
+    return [
+        d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None
+        for d in value.type.tensor_type.shape.dim
+    ]
+
+
+def _check_given(model: Model, given: Mapping[str, Shape]) -> None:
+    known = {value.name: declared(value) for value in model.inputs}
+    for name, shape in given.items():
+        if name not in known:
+            raise UsageError(
+                f"--input-shape names no graph input: {name!r}",
+                hint=f"The inputs are: {', '.join(known)}.",
+            )
+        dims = known[name]
+        fits = dims is None or (
+            len(dims) == len(shape)
+            and all(d is None or d == s for d, s in zip(dims, shape, strict=True))
+        )
+        if not fits or min(shape, default=1) < 1:
+            raise UsageError(f"--input-shape {list(shape)} does not fit the declared {dims}", name)
+
+
+def _concrete(value: onnx.ValueInfoProto, given: Mapping[str, Shape], size: int) -> Shape:
+    """The first symbolic axis is the batch (1); the others get ``size``."""
+    if value.name in given:
+        return given[value.name]
+    dims = declared(value)
+    if dims is None:
+        raise ModelError(
+            "an input declares no shape", f"input {value.name!r}",
+            f"Give it with --input-shape {value.name}:1,3,224,224.",
+        )
+    return tuple(
+        d if d is not None else (1 if axis == 0 else size) for axis, d in enumerate(dims)
+    )
+
+
+def _unknown(shapes: Shapes) -> int:
+    return sum(s is None or min(s, default=1) < 1 for s in shapes.shape.values())
+
+
+def _floor(model: Model, shapes: Shapes) -> int:
+    """Unknown shapes that no input size can cure: operators that ONNX has no schema for."""
+    return sum(
+        shapes.shape.get(name) is None
+        for node in model.nodes
+        if _schema(node, model.opsets) is None or bodies(node)
+        for name in node.output
+        if name
+    )
+
+
+def _schema(node: onnx.NodeProto, opsets: Mapping[str, int]) -> defs.OpSchema | None:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    version = opsets.get(domain)
+    if version is None or not defs.has(node.op_type, domain):
+        return None
+    try:
+        return defs.get_schema(node.op_type, version, domain)
+    except defs.SchemaError:
+        return None
+
+
+def _walk(model: Model, inputs: Mapping[str, Shape]) -> Shapes:
+    types: dict[str, onnx.TypeProto] = {}
+    value: dict[str, Array] = {}
+    for info in model.inputs:
+        kind = info.type.tensor_type.elem_type
+        types[info.name] = helper.make_tensor_type_proto(kind, inputs[info.name])
+    for tensor in model.graph.initializer:
+        types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+        if _size(tuple(tensor.dims)) <= SMALL:
+            value[tensor.name] = numpy_helper.to_array(tensor)
+    hints = {info.name: info for info in model.graph.value_info}
+    for node in model.nodes:
+        found = _infer_node(node, model, types, value)
+        for name in filter(None, node.output):
+            proto = found.get(name)
+            if _shape(proto) is None and name in hints and None not in (declared(hints[name]) or [None]):
+                proto = hints[name].type
+            types[name] = proto if proto is not None else onnx.TypeProto()
+        _fold(node, model, types, value)
+    shape = {name: _shape(proto) for name, proto in types.items()}
+    dtype = {name: proto.tensor_type.elem_type for name, proto in types.items()}
+    return Shapes(shape, dtype, value, dict(inputs))
+
+
+def _size(shape: Shape | None) -> int:
+    return SMALL + 1 if shape is None else int(np.prod(shape, dtype=np.int64))
+
+
+def _shape(proto: onnx.TypeProto | None) -> Shape | None:
+    if proto is None or not proto.HasField("tensor_type"):
+        return None
+    if not proto.tensor_type.HasField("shape"):
+        return None
+    dims = proto.tensor_type.shape.dim
+    if not all(d.HasField("dim_value") for d in dims):
+        return None
+    return tuple(d.dim_value for d in dims)
+
+
+def _infer_node(
+    node: onnx.NodeProto,
+    model: Model,
+    types: Mapping[str, onnx.TypeProto],
+    value: Mapping[str, Array],
+) -> Mapping[str, onnx.TypeProto]:
+    schema = _schema(node, model.opsets)
+    if schema is None or bodies(node):
+        return {}
+    present = {name for name in node.input if name}
+    try:
+        return shape_inference.infer_node_outputs(
+            schema,
+            node,
+            {name: types[name] for name in present},
+            {name: numpy_helper.from_array(value[name], name) for name in present & value.keys()},
+            opset_imports=list(model.proto.opset_import),
+            ir_version=model.proto.ir_version,
+        )
+    except (shape_inference.InferenceError, RuntimeError, ValueError):
+        return {}  # an unknown shape: the tensor is pinned and reported
+
+
+def _fold(
+    node: onnx.NodeProto,
+    model: Model,
+    types: Mapping[str, onnx.TypeProto],
+    value: dict[str, Array],
+) -> None:
+    """Compute the node's outputs where they are small and decided by shapes and constants."""
+    first = node.output[0] if node.output else ""
+    if node.op_type in ("Shape", "Size") and not node.domain:
+        shape = _shape(types[node.input[0]])
+        if shape is not None:
+            value[first] = _shape_value(node, shape)
+        return
+    outputs = [name for name in node.output if name]
+    if not all(name in value for name in node.input if name) or node.op_type in RANDOM_OPS:
+        return
+    if bodies(node) or any(_size(_shape(types[name])) > SMALL for name in outputs):
+        return
+    from onnx.reference import ReferenceEvaluator
+
+    feeds = {name: value[name] for name in node.input if name}
+    try:
+        graph = helper.make_graph(
+            [node], "fold",
+            [helper.make_value_info(n, onnx.TypeProto()) for n in feeds],
+            [helper.make_value_info(n, onnx.TypeProto()) for n in outputs],
+        )
+        lone = helper.make_model(graph, opset_imports=model.proto.opset_import)
+        results = ReferenceEvaluator(lone).run(None, feeds)
+    except Exception:  # the reference has no such operator: the value stays unknown, nothing is lost
+        return
+    for name, result in zip(outputs, results, strict=True):
+        if isinstance(result, np.ndarray | np.generic):
+            value[name] = np.asarray(result)
+
+
+def _shape_value(node: onnx.NodeProto, shape: Shape) -> Array:
+    if node.op_type == "Size":
+        return np.array(np.prod(shape, dtype=np.int64), dtype=np.int64)
+    attributes = {a.name: a.i for a in node.attribute}
+    return np.array(shape[slice(attributes.get("start", 0), attributes.get("end"))], dtype=np.int64)

@@ -1,0 +1,104 @@
+"""Hardware targets: data files that say which channel counts run well."""
+
+from __future__ import annotations
+
+import platform
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from graphprune.errors import UsageError
+
+KEYS = {"name", "description", "minimum", "multiple"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Channel multiples by operator, and the least number of channels a layer keeps."""
+
+    name: str
+    description: str = ""
+    minimum: int = 1
+    multiple: Mapping[str, int] = field(default_factory=dict)
+    strict: bool = False  # --round-to: small layers get no finer steps
+
+    def multiple_of(self, operator: str) -> int:
+        return self.multiple.get(operator, self.multiple.get("default", 1))
+
+    def __str__(self) -> str:
+        steps = ", ".join(f"{k} {v}" for k, v in self.multiple.items())
+        return f"{self.name}: {self.description} (multiples: {steps}; at least {self.minimum})"
+
+
+def builtin() -> dict[str, Target]:
+    """The targets that ship as data files, by name."""
+    folder = resources.files("graphprune") / "hardware"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+    found = [_parse(f.read_text(), f.name) for f in files]
+    return {target.name: target for target in found}
+
+
+def choose(
+    known: Mapping[str, Target], name: str, round_to: int | None = None, minimum: int | None = None
+) -> Target:
+    """The target of that name, of that TOML file, or ``auto``: what this CPU is."""
+    if name == "auto":
+        target = known[detect()]
+    elif name in known:
+        target = known[name]
+    elif name.endswith(".toml"):
+        target = _read(Path(name))
+    else:
+        raise UsageError(
+            f"there is no hardware target {name!r}",
+            hint=f"One of auto, {', '.join(known)}, or a .toml file.",
+        )
+    if round_to is not None:
+        target = replace(target, multiple={"default": round_to}, strict=True)
+    return replace(target, minimum=minimum) if minimum is not None else target
+
+
+def detect() -> str:
+    """Name of the built-in target for this machine's CPU."""
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return "cpu-neon"
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
+    if {"avx512f", "avx512bw", "avx512vl"} <= set(flags):
+        return "cpu-avx512"
+    if "avx2" in flags or platform.machine().lower() in ("x86_64", "amd64"):
+        return "cpu-avx2"
+    return "generic"
+
+
+def _read(path: Path) -> Target:
+    try:
+        return _parse(path.read_text(), str(path))
+    except OSError as error:
+        raise UsageError(f"cannot read the target file: {error.strerror}", str(path)) from error
+
+
+def _parse(text: str, where: str) -> Target:
+    try:
+        data: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"the target file is not TOML: {error}", where) from error
+    unknown = set(data) - KEYS
+    if unknown:
+        raise UsageError(
+            f"unknown keys {sorted(unknown)} in the target file", where, f"Known: {sorted(KEYS)}."
+        )
+    multiple = data.get("multiple", {})
+    numbers = [*multiple.values(), data.get("minimum", 1)]
+    if not all(isinstance(v, int) and v >= 1 for v in numbers):
+        raise UsageError("multiples and the minimum must be whole numbers from 1 on", where)
+    return Target(
+        str(data.get("name", Path(where).stem)),
+        str(data.get("description", "")),
+        data.get("minimum", 1),
+        multiple,
+    )

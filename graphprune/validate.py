@@ -1,0 +1,160 @@
+"""Measure the result against the original: law 3, outputs, latency, accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphprune.analysis import Analysis
+from graphprune.coupling import Mask
+from graphprune.errors import UsageError, VerificationError
+from graphprune.model import Array, Model
+from graphprune.oracle import law_error, relative_error
+from graphprune.runtime import (
+    Feeds,
+    input_dtype,
+    random_inputs,
+    run_session,
+    session,
+    time_interleaved,
+)
+from graphprune.shapes import Shapes, declared
+
+TOLERANCE = 1e-4  # relative, float32; measured noise of real models is around 1e-6
+LOW_PRECISION_TOLERANCE = 2e-2  # float16 and bfloat16 models
+CHUNK = 64  # labelled samples per run where the batch is free
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was measured; ``None`` where nothing was asked for. Latencies in milliseconds."""
+
+    relative_error: float | None = None
+    passed: bool | None = None
+    output_difference: float | None = None
+    latency: tuple[float, float] | None = None
+    latency_ratio: tuple[float, float, float] | None = None  # median and quartiles
+    accuracy: tuple[float, float] | None = None
+
+    def __str__(self) -> str:
+        if self.passed is None:
+            return "not verified"
+        return f"{'verified' if self.passed else 'FAILED'} (error {self.relative_error:.1e})"
+
+
+def verify(analysis: Analysis, result: Model, removed: Mask, seed: int = 0) -> float:
+    """Law 3 on random inputs; where the batch is free also at another batch size.
+
+    Returns the relative error; raises ``VerificationError`` beyond the tolerance.
+    """
+    alive = analysis.coupling.alive(removed)
+    shapes = analysis.shapes
+    feeds = random_inputs(analysis.model, shapes, seed)
+    error = law_error(analysis.model, result, shapes, analysis.coupling, alive, feeds)
+    limit = tolerance(analysis)
+    if not error <= limit:
+        raise VerificationError(
+            f"the pruned model differs from the zeroed original by {error:.2e} (limit {limit:g})",
+            hint="Nothing was written. This is a defect of graphprune: please report the model's "
+            "structure (`graphprune inspect MODEL --json`); --protect PATTERN may work around it.",
+        )
+    return error
+
+
+def tolerance(analysis: Analysis) -> float:
+    low = any(analysis.shapes.dtype.get(a.tensor) in (10, 16) for a in analysis.coupling.parameters)
+    return LOW_PRECISION_TOLERANCE if low else TOLERANCE
+
+
+def compare_outputs(original: Any, result: Any, feeds: Feeds) -> float:
+    """Largest difference of any output over the largest magnitude of the original's."""
+    return relative_error(run_session(original, feeds), run_session(result, feeds))
+
+
+def measure(
+    original: Model,
+    result: Model,
+    shapes: Shapes,
+    *,
+    seed: int = 0,
+    threads: int = 1,
+    provider: str = "cpu",
+    rounds: int = 21,
+    labelled: Mapping[str, Array] | None = None,
+) -> Verdict:
+    """Output difference on random inputs, interleaved latency, and accuracy on labelled data."""
+    runners = [session(m, threads, provider) for m in (original, result)]
+    feeds = random_inputs(original, shapes, seed)
+    difference = compare_outputs(*runners, feeds)
+    latency, ratio = None, None
+    if rounds:
+        timing = time_interleaved(runners, [feeds, feeds], rounds)
+        before, after = timing.median
+        latency, ratio = (float(before), float(after)), timing.ratio(1)
+    scores = None
+    if labelled is not None:
+        scores = tuple(accuracy(original, runner, labelled) for runner in runners)
+    return Verdict(
+        output_difference=difference,
+        latency=latency,
+        latency_ratio=ratio,
+        accuracy=None if scores is None else (scores[0], scores[1]),
+    )
+
+
+def read_inputs(path: Path, model: Model, extra: tuple[str, ...] = ()) -> dict[str, Array]:
+    """Arrays named by graph input (and ``extra``) from an npz file, in the inputs' types."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            data = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UsageError(f"cannot read arrays from the file: {error}", str(path)) from error
+    wanted = {value.name for value in model.inputs} | set(extra)
+    if set(data) != wanted:
+        raise UsageError(
+            f"the file holds {sorted(data)}", str(path),
+            f"It needs one array for each of {sorted(wanted)}.",
+        )
+    dtypes = {value.name: input_dtype(value) for value in model.inputs}
+    return {name: array.astype(dtypes.get(name, array.dtype)) for name, array in data.items()}
+
+
+def read_labelled(path: Path, model: Model) -> dict[str, Array]:
+    """Arrays named by graph input, and ``labels``; all of one length."""
+    data = read_inputs(path, model, ("labels",))
+    lengths = {name: len(array) for name, array in data.items() if array.ndim}
+    if len(set(lengths.values())) != 1 or not data["labels"].size:
+        raise UsageError(f"arrays of different lengths: {lengths}", str(path))
+    return data
+
+
+def accuracy(model: Model, runner: Any, labelled: Mapping[str, Array]) -> float:
+    """Top-1 of the first output over its last axis, in [0, 1]."""
+    labels = labelled["labels"].reshape(-1)
+    batch = _batch(model)
+    hits = 0
+    for start in range(0, len(labels), batch):
+        feeds = {}
+        for value in model.inputs:
+            chunk = labelled[value.name][start : start + batch]
+            short = batch - len(chunk) if declared_batch(model) else 0
+            feeds[value.name] = np.concatenate([chunk, chunk[:1].repeat(short, axis=0)])
+        answer = run_session(runner, feeds)[0]
+        truth = labels[start : start + batch]
+        guess = answer.reshape(len(answer), -1, answer.shape[-1]).argmax(-1)[: len(truth), -1]
+        hits += int((guess == truth).sum())
+    return hits / len(labels)
+
+
+def declared_batch(model: Model) -> int | None:
+    """The fixed batch size that the first input declares, ``None`` where it is free."""
+    dims = declared(model.inputs[0])
+    return dims[0] if dims else None
+
+
+def _batch(model: Model) -> int:
+    return declared_batch(model) or CHUNK

@@ -1,0 +1,14 @@
+"""The built-in passes and criteria; they enter through the same door as a third party's."""
+
+from graphprune.criteria.weights import CRITERIA
+from graphprune.plugins import Plugin
+from graphprune_passes.lift_constants import LiftConstants
+from graphprune_passes.remove_channels import RemoveChannels
+from graphprune_passes.separate_vectors import SeparateVectors
+
+plugin = Plugin(
+    name="builtin",
+    criteria=CRITERIA,
+    passes=(LiftConstants, SeparateVectors, RemoveChannels),
+    prepare=(LiftConstants(), SeparateVectors()),
+)

@@ -1,0 +1,50 @@
+"""Small shared constants get one copy per use, so that sharing does not couple strangers.
+
+Exporters store equal biases and normalisation scales once. A use of such a vector says nothing
+about its other uses; a shared matrix (a tied embedding) does, and stays shared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+
+from graphprune.coupling import FLOAT_TYPES
+from graphprune.model import Model
+from graphprune.pipeline import Change, Context, PassResult
+
+
+@dataclass(frozen=True)
+class SeparateVectors:
+    """A float initialiser with one axis longer than 1 and several readers is copied per reader."""
+
+    name: str = "separate_vectors"
+
+    def run(self, model: Model, context: Context) -> PassResult:
+        nodes = list(model.nodes)
+        copies: list[onnx.TensorProto] = []
+        changes: list[Change] = []
+        kept = {value.name for value in model.outputs} | {v.name for v in model.graph.input}
+        for name, tensor in model.initializers.items():
+            uses = model.consumers.get(name, [])
+            vector = sum(size > 1 for size in tensor.dims) == 1
+            if len(uses) < 2 or not vector or tensor.data_type not in FLOAT_TYPES or name in kept:
+                continue
+            if any(position == -1 for _, position in uses):
+                continue
+            for number, (index, position) in enumerate(uses[1:], 1):
+                copy = onnx.TensorProto()
+                copy.CopyFrom(tensor)
+                copy.name = f"{name}/graphprune_use_{number}"
+                copies.append(copy)
+                if nodes[index] is model.nodes[index]:
+                    nodes[index] = onnx.NodeProto()
+                    nodes[index].CopyFrom(model.nodes[index])
+                nodes[index].input[position] = copy.name
+            changes.append(Change(self.name, name, "uses", "shared", f"{len(uses)} copies", ""))
+        if not changes:
+            return PassResult(model)
+        return PassResult(
+            model.with_graph(nodes, [*model.graph.initializer, *copies]), tuple(changes)
+        )
