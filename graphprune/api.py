@@ -339,9 +339,7 @@ def bench(
 
 
 def _cut(prepared: Prepared, made: Plan) -> PassResult:
-    from graphprune_passes.remove_channels import RemoveChannels
-
-    steps: tuple[Pass, ...] = (RemoveChannels(made),)
+    steps: tuple[Pass, ...] = (prepared.registry.passes["remove_channels"](made),)
     return Pipeline(steps).run(prepared.analysis.model, prepared.context)
 
 

@@ -47,10 +47,9 @@ class _Edit:
 
 
 def cut(
-    model: Model, shapes: Shapes, coupling: Coupling, removed: Mask
+    model: Model, shapes: Shapes, coupling: Coupling, alive: Mask
 ) -> tuple[Model, tuple[Change, ...]]:
-    """The model without the units in ``removed`` (bool per unit), and what changed where."""
-    alive = coupling.alive(removed)
+    """The model with the slots of ``alive`` (bool per slot) alone, and what changed where."""
     relations = coupling.relations
     edit = _Edit(
         model, shapes, alive,

@@ -260,7 +260,7 @@ def stored_bytes(source: str | Path | onnx.ModelProto, model: Model) -> int:
 
 
 def set_initializer(name: str, value: Array) -> onnx.TensorProto:
-    return numpy_helper.from_array(np.ascontiguousarray(value), name)
+    return numpy_helper.from_array(np.asarray(value, order="C"), name)
 
 
 def _assign(message: Any, name: str, value: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
@@ -12,6 +12,9 @@ from graphprune.coupling import Coupling, Mask
 from graphprune.model import Array, Model, set_initializer
 from graphprune.runtime import Feeds, run
 from graphprune.shapes import Shapes
+
+
+Run = Callable[[Model, Feeds], list[Array]]
 
 
 def zeroed(model: Model, shapes: Shapes, coupling: Coupling, alive: Mask) -> Model:
@@ -49,7 +52,7 @@ def sliced(tensors: Mapping[str, Array], coupling: Coupling, alive: Mask) -> dic
 
 
 def blanked(tensors: Mapping[str, Array], coupling: Coupling, alive: Mask) -> dict[str, Array]:
-    """Arrays by tensor name with zeros at the slots that left."""
+    """Arrays by tensor name with zeros at the slots that left; integers may divide, so stay."""
     return {name: _each_axis(name, array, coupling, alive, True) for name, array in tensors.items()}
 
 
@@ -58,6 +61,8 @@ def _each_axis(name: str, array: Array, coupling: Coupling, alive: Mask, blank: 
     for axis in tensor or ():
         kept = alive[axis.slots]
         if kept.all():
+            continue
+        if blank and array.dtype.kind in "iu":
             continue
         if blank:
             array = array.copy()
@@ -73,6 +78,8 @@ def relative_error(expected: list[Array], actual: list[Array]) -> float:
     for a, b in zip(expected, actual, strict=True):
         if not isinstance(a, np.ndarray) or a.shape != b.shape or a.dtype != b.dtype:
             return float("inf")
+        if a.dtype.kind == "V":  # bfloat16 and the 8-bit floats, which numpy itself lacks
+            a, b = a.astype(np.float32), b.astype(np.float32)
         if a.size == 0 or np.array_equal(a, b, equal_nan=a.dtype.kind in "fc"):
             continue
         if a.dtype.kind not in "fc":
@@ -88,7 +95,13 @@ def relative_error(expected: list[Array], actual: list[Array]) -> float:
 
 
 def law_error(
-    model: Model, cut: Model, shapes: Shapes, coupling: Coupling, alive: Mask, feeds: Feeds
+    model: Model,
+    cut: Model,
+    shapes: Shapes,
+    coupling: Coupling,
+    alive: Mask,
+    feeds: Feeds,
+    run: Run = run,
 ) -> float:
     """Relative error between the cut model and the zeroed original on the same inputs.
 

@@ -38,6 +38,7 @@ class Registry:
 
     rules: Mapping[tuple[str, str], Rule]
     criteria: Mapping[str, Criterion]
+    passes: Mapping[str, Callable[..., Pass]]
     prepare: tuple[Pass, ...]
     targets: Mapping[str, Target]
 
@@ -60,6 +61,7 @@ def collect(plugins: Sequence[Plugin]) -> Registry:
     rules: dict[tuple[str, str], Rule] = dict(BUILTIN)
     owner: dict[object, str] = dict.fromkeys(BUILTIN, "graphprune")
     criteria: dict[str, Criterion] = {}
+    passes: dict[str, Callable[..., Pass]] = {}
     targets = dict(builtin_targets())
     owner.update({("target", name): "graphprune" for name in targets})
     for plugin in plugins:
@@ -72,8 +74,16 @@ def collect(plugins: Sequence[Plugin]) -> Registry:
         for target in plugin.targets:
             _claim(owner, ("target", target.name), plugin.name)
             targets[target.name] = target
+        for make in plugin.passes:
+            _claim(owner, ("pass", _pass_name(make)), plugin.name)
+            passes[_pass_name(make)] = make
     prepare = tuple(step for plugin in plugins for step in plugin.prepare)
-    return Registry(rules, criteria, prepare, targets)
+    return Registry(rules, criteria, passes, prepare, targets)
+
+
+def _pass_name(make: Callable[..., Pass]) -> str:
+    """A pass class carries its name as the default of its field ``name``."""
+    return str(getattr(make, "name", getattr(make, "__name__", make)))
 
 
 def _claim(owner: dict[object, str], key: object, name: str) -> None:

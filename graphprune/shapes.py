@@ -18,6 +18,8 @@ from graphprune.model import RANDOM_OPS, Array, Model, bodies
 
 Shape = tuple[int, ...]
 SMALL = 4096  # elements: larger values are never carried through shape arithmetic
+# Operators defined as functions, for which ONNX's per-node inference finds nothing.
+SAME_AS_FIRST = {"GroupNormalization", "MeanVarianceNormalization", "RMSNormalization"}
 # Sizes tried, in order, for a symbolic dimension nobody named: the first that the graph accepts.
 TRIED_SIZES = (1, 32, 64, 128, 224, 256, 320, 512, 640)
 
@@ -87,7 +89,7 @@ def _check_given(model: Model, given: Mapping[str, Shape]) -> None:
             len(dims) == len(shape)
             and all(d is None or d == s for d, s in zip(dims, shape, strict=True))
         )
-        if not fits or min(shape, default=1) < 1:
+        if not fits or min(shape, default=0) < 0:
             raise UsageError(f"--input-shape {list(shape)} does not fit the declared {dims}", name)
 
 
@@ -182,7 +184,7 @@ def _infer_node(
         return {}
     present = {name for name in node.input if name}
     try:
-        return shape_inference.infer_node_outputs(
+        found = shape_inference.infer_node_outputs(
             schema,
             node,
             {name: types[name] for name in present},
@@ -190,8 +192,16 @@ def _infer_node(
             opset_imports=list(model.proto.opset_import),
             ir_version=model.proto.ir_version,
         )
-    except (shape_inference.InferenceError, RuntimeError, ValueError):
-        return {}  # an unknown shape: the tensor is pinned and reported
+    except (
+        shape_inference.InferenceError,
+        onnx.checker.ValidationError,
+        RuntimeError,
+        ValueError,
+    ):
+        found = {}  # an unknown shape: the tensor is pinned and reported
+    if node.op_type in SAME_AS_FIRST and _shape(found.get(node.output[0])) is None:
+        return {**found, node.output[0]: types[node.input[0]]}
+    return dict(found)
 
 
 def _fold(

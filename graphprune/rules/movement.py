@@ -253,9 +253,11 @@ def depth_to_space(op: Op) -> None:
 
 @table.rule("SpaceToDepth")
 def space_to_depth(op: Op) -> None:
-    """b x b pixels of C channels become (b, b, C) channels."""
+    """b x b pixels of C channels become (b, b, C) or, in CRD mode, (C, b, b) channels."""
     x, y = op.input(0), op.output()
-    channels = y[1].slots.reshape(int(op.attr("blocksize")) ** 2, -1)
+    block = int(op.attr("blocksize")) ** 2
+    crd = op.attr("mode", "DCR") == "CRD"
+    channels = y[1].slots.reshape(-1, block).T if crd else y[1].slots.reshape(block, -1)
     op.tie(x[0], y[0])
     op.tie(np.broadcast_to(x[1].slots, channels.shape), channels)
 

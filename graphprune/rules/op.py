@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -141,6 +142,8 @@ class Op:
 
     def fold(self, whole: Slotted, parts: Sequence[Slotted]) -> None:
         """``whole`` is the row-major product of ``parts``; one part at most carries removals."""
+        if math.prod(len(part) for part in parts) != len(whole):
+            raise Refused(f"an axis of {len(whole)} is no product of its parts")
         real = [_flat(part) for part in parts if len(part) != 1]
         for part in parts:
             if len(part) == 1:

@@ -28,8 +28,9 @@ def resize(op: Op) -> None:
     x, y = op.input(0), op.output()
     axes = [axis % x.rank for axis in op.attr("axes") or range(x.rank)]
     crop = op.attr("coordinate_transformation_mode", "") == "tf_crop_and_resize"
+    ratio = op.attr("keep_aspect_ratio_policy", "stretch") != "stretch"
     for i, (a, b) in enumerate(zip(x, y, strict=True)):
-        if len(a) == len(b) and not (crop and i in axes):
+        if len(a) == len(b) and not ((crop or ratio) and i in axes):
             op.tie(a, b)
     sizes_at = 3
     if op.type == "Resize" and op.version >= 11 and len(op.node.input) > sizes_at:

@@ -19,5 +19,5 @@ class RemoveChannels:
 
     def run(self, model: Model, context: Context) -> PassResult:
         analysis = context.analysis(model)
-        removed = removed_units(self.plan, analysis)
-        return PassResult(*cut(model, analysis.shapes, analysis.coupling, removed))
+        alive = analysis.coupling.alive(removed_units(self.plan, analysis))
+        return PassResult(*cut(model, analysis.shapes, analysis.coupling, alive))

@@ -1,0 +1,136 @@
+"""Test any rule with law 3: f(slice(x)) == slice(f(zero(x))), for every free choice of slots.
+
+``check_rule`` is the one line of test that a new rule needs; it takes ONNX text, a model, or a
+one-operator model with its data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import parser
+
+from graphprune.coupling import Coupling, Mask, couple, describe
+from graphprune.cut import cut
+from graphprune.errors import ModelError
+from graphprune.model import Array, Model, load
+from graphprune.oracle import law_error
+from graphprune.pipeline import Context, Pipeline
+from graphprune.plugins import collect, installed
+from graphprune.rules import BUILTIN, Rules, relate
+from graphprune.runtime import Feeds, random_inputs, run
+from graphprune.shapes import infer
+
+TOLERANCE = 1e-4
+LOW_PRECISION = {10, 16}
+MOST_TRIES = 6
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check tried: removals that held, or why everything is pinned."""
+
+    removals: int
+    worst: float
+    pinned: str  # why nothing could be removed; empty where something could
+
+    @property
+    def passed(self) -> bool:
+        return self.removals > 0
+
+
+class LawBroken(AssertionError):
+    """A rule describes an operator wrongly: the cut model differs from the zeroed original."""
+
+
+def check_rule(
+    source: str | onnx.ModelProto,
+    feeds: Mapping[str, Array] | None = None,
+    rules: Rules = BUILTIN,
+    seed: int = 0,
+    run: Callable[[Model, Feeds], list[Array]] = run,
+) -> Checked:
+    """Remove free slots in several ways and hold each result against law 3.
+
+    Inputs and outputs are not pinned here: they lose slots with everything else. Raises
+    ``LawBroken`` where a rule is wrong. Returns what was tried; nothing free is no error.
+    """
+    loaded = load(parser.parse_model(source) if isinstance(source, str) else source)
+    model = Pipeline(collect(installed()).prepare).run(loaded, Context(rules)).model
+    shapes = infer(model, {name: array.shape for name, array in (feeds or {}).items()})
+    relations = relate(model, shapes, rules, pin_interface=False)
+    coupling = couple(model, shapes, relations)
+    inputs = dict(feeds) if feeds is not None else random_inputs(model, shapes, seed)
+    removals, worst = 0, 0.0
+    low = LOW_PRECISION & {shapes.dtype[v.name] for v in (*model.inputs, *model.outputs)}
+    limit = 2e-2 if low else TOLERANCE
+    for alive in _choices(coupling, np.random.default_rng(seed)):
+        result, _ = cut(model, shapes, coupling, alive)
+        result = _with_interface(result, coupling, alive)
+        try:
+            error = law_error(model, result, shapes, coupling, alive, inputs, run)
+        except ModelError as refused:
+            run(model, inputs)  # a model that never ran is not the rule's fault
+            raise LawBroken(f"the cut model does not run: {refused}") from refused
+        if not error <= limit:
+            left = {str(a): np.flatnonzero(~alive[a.slots]).tolist()
+                    for a in relations.slots.axes if not alive[a.slots].all()}
+            raise LawBroken(f"relative error {error:.2e} after removing {left}")
+        removals, worst = removals + 1, max(worst, error)
+    return Checked(removals, worst, "" if removals else _why(model, coupling))
+
+
+def _choices(coupling: Coupling, rng: np.random.Generator) -> Iterator[Mask]:
+    """Slot masks: single components, then a random half; never one that empties an axis."""
+    axes = [axis.slots for axis in coupling.relations.slots.axes if len(axis)]
+    if not axes:
+        return
+    seen = np.unique(coupling.labels[np.concatenate(axes)])
+    free = np.array([c for c in seen.tolist() if c not in coupling.reason], dtype=np.int64)
+    if not len(free):
+        return
+    singles = [np.array([c]) for c in rng.permutation(free)[: MOST_TRIES - 2]]
+    halves = [rng.permutation(free)[: max(1, len(free) // 2)] for _ in range(2)]
+    for chosen in [*singles, *halves]:
+        gone = np.zeros(len(np.unique(coupling.labels)), dtype=bool)
+        for component in chosen.tolist():
+            gone[component] = True
+            if any(gone[coupling.labels[slots]].all() for slots in axes):
+                gone[component] = False
+        if gone.any():
+            yield np.asarray(~gone[coupling.labels])
+
+
+def _with_interface(model: Model, coupling: Coupling, alive: Mask) -> Model:
+    """Inputs and outputs declared with their new sizes."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    for value in (*proto.graph.input, *proto.graph.output):
+        tensor = coupling.relations.slots.tensors.get(value.name)
+        for axis, dim in zip(tensor or (), value.type.tensor_type.shape.dim, strict=False):
+            if dim.HasField("dim_value"):
+                dim.dim_value = int(alive[axis.slots].sum())
+    return Model(proto)
+
+
+def _why(model: Model, coupling: Coupling) -> str:
+    reasons = dict.fromkeys(describe(model, pin) for pin in coupling.pins if len(pin.slots))
+    return next(iter(reasons), "no axis has a slot to spare")
+
+
+def constants_from(model: onnx.ModelProto, inputs: list[Array]) -> tuple[onnx.ModelProto, Feeds]:
+    """Small integer inputs (shapes, axes, indices) and scales become initialisers, as in exports."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model)
+    feeds: dict[str, Array] = {}
+    for i, (value, array) in enumerate(zip(model.graph.input, inputs, strict=False)):
+        lists = isinstance(array, np.ndarray) and array.ndim <= 1 and i > 0
+        scales = any(node.op_type in ("Resize", "Upsample") for node in model.graph.node)
+        if lists and (array.dtype.kind in "iub" or scales):
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(array, value.name))
+        else:
+            feeds[value.name] = array
+    return proto, feeds

@@ -1,0 +1,62 @@
+"""Hold the rules against ONNX's own one-operator models (``onnx.backend.test``, kind ``node``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from graphprune.check import LawBroken, check_rule, constants_from
+from graphprune.errors import ModelError
+from graphprune.model import Array, Model
+from graphprune.runtime import Feeds
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One backend test: passed, pinned (why), or failed (how)."""
+
+    case: str
+    operator: str
+    state: str
+    detail: str = ""
+
+
+def run_case(case: Any) -> CaseResult:
+    """Try removals on the case's model with the case's data (law 3).
+
+    Where ONNX Runtime lacks the operator or its opset, ONNX's reference evaluator takes its place.
+    """
+    nodes = case.model.graph.node
+    operator = nodes[0].op_type if len(nodes) == 1 else "(expanded)"
+    raw = [_array(value) for value in case.data_sets[0][0]]
+    if any(not isinstance(value, np.ndarray) for value in raw):
+        return CaseResult(case.name, operator, "pinned", "sequences and optionals are no tensors")
+    model, feeds = constants_from(case.model, raw)
+    try:
+        checked = _check(model, feeds)
+    except LawBroken as error:
+        return CaseResult(case.name, operator, "failed", str(error))
+    state = "passed" if checked.passed else "pinned"
+    return CaseResult(case.name, operator, state, checked.pinned.partition(" (node")[0])
+
+
+def _check(model: onnx.ModelProto, feeds: Feeds) -> Any:
+    try:
+        return check_rule(model, feeds)
+    except ModelError:
+        return check_rule(model, feeds, run=_reference)
+
+
+def _reference(model: Model, feeds: Feeds) -> list[Array]:
+    return [np.asarray(v) for v in ReferenceEvaluator(model.proto).run(None, dict(feeds))]
+
+
+def _array(value: Any) -> Any:
+    if isinstance(value, onnx.TensorProto):
+        return numpy_helper.to_array(value)
+    return np.asarray(value) if isinstance(value, np.generic) else value
