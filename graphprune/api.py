@@ -19,7 +19,7 @@ from graphprune.cost import Costs
 from graphprune.coupling import Mask
 from graphprune.criteria import Scoring, score
 from graphprune.errors import AccuracyGateError, LatencyGateError, ModelError, UsageError
-from graphprune.model import Model, load, save, stored_bytes
+from graphprune.model import Model, load, save, source_bytes
 from graphprune.pipeline import Change, Context, Pass, Pipeline, PassResult
 from graphprune.plan import Plan, make_plan, removed_units
 from graphprune.plugins import Registry, collect, installed
@@ -57,6 +57,7 @@ class Options:
     protect: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     input_shapes: Mapping[str, Shape] | None = None
+    allow_miss: bool = False
     verify: bool = True
     measure: bool = True
     rounds: int = 21
@@ -111,6 +112,7 @@ class Result:
     before: Summary
     after: Summary
     pinned: tuple[PinnedReason, ...]
+    prunable: float  # share of the MACs in groups
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
 
@@ -160,7 +162,7 @@ def prepare(
     context = Context(rules=offered.rules, scope=scope or Scope())
     normal = Pipeline(offered.prepare).run(original, context).model
     return Prepared(
-        original, context.analysis(normal), context, offered, stored_bytes(model, original)
+        original, context.analysis(normal), context, offered, source_bytes(model, original)
     )
 
 
@@ -183,7 +185,9 @@ def plan(
         modelled = analysis.cost.of(analysis.nothing_removed).bytes
         allowed = limits["bytes"] * prepared.original_bytes - margin_bytes
         limits["bytes"] = min(1.0, allowed / modelled)
-    decision = allocate(analysis, scores, target, limits, options.spread)
+    decision = allocate(
+        analysis, scores, target, limits, options.spread, options.allow_miss
+    )
     written = {
         "budgets": budgets,
         "criterion": options.criterion,
@@ -232,12 +236,12 @@ def prune(
     done: PassResult = clock("cut", lambda: _cut(prepared, made))
     if chosen.size is not None:
         predicted = prepared.analysis.cost.of(decision.removed).bytes
-        margin = stored_bytes(done.model.proto, done.model) - predicted
+        margin = done.model.stored_bytes - predicted
         if margin > 0:  # new small constants and marks on nodes: plan again with them in mind
             made, decision = clock("plan", lambda: plan(prepared, chosen, margin + 64))
             done = clock("cut", lambda: _cut(prepared, made))
     result = _judge(prepared, made, done, decision.removed, chosen, clock, decision.notes)
-    return _write(result, prepared, output, plan_out, clock)
+    return _write(result, done.model, output, plan_out, clock)
 
 
 def apply(
@@ -262,7 +266,7 @@ def apply(
     removed = removed_units(made, prepared.analysis)
     done: PassResult = clock("cut", lambda: _cut(prepared, made))
     result = _judge(prepared, made, done, removed, chosen, clock, ())
-    return _write(result, prepared, output, None, clock)
+    return _write(result, done.model, output, None, clock)
 
 
 def compare(
@@ -365,13 +369,14 @@ def _judge(
     _gates(verdict, options)
     before, after = _summaries(prepared, done.model, removed, verdict)
     return Result(
-        done.model.proto,
+        done.model.assemble(),
         made,
         done.changes,
         verdict,
         before,
         after,
         tuple(pinned_reasons(analysis)),
+        analysis.cost.in_reach("macs"),
         (*analysis.shapes.notes, *_unknown_notes(analysis), *notes),
         clock.seconds,
     )
@@ -419,7 +424,7 @@ def _summaries(
 ) -> tuple[Summary, Summary]:
     cost = prepared.analysis.cost
     costs: tuple[Costs, Costs] = (cost.of(prepared.analysis.nothing_removed), cost.of(removed))
-    sizes = (prepared.original_bytes, stored_bytes(result.proto, result))
+    sizes = (prepared.original_bytes, result.stored_bytes)
     latency = verdict.latency or (None, None)
     accuracy = verdict.accuracy or (None, None)
     first, second = (
@@ -451,13 +456,13 @@ def _check_output(model: str | Path | onnx.ModelProto, output: str | Path | None
 
 def _write(
     result: Result,
-    prepared: Prepared,
+    done: Model,
     output: str | Path | None,
     plan_out: str | Path | None,
     clock: _Clock,
 ) -> Result:
     if output is not None:
-        clock("save", lambda: save(Model(result.model, prepared.original.external), output))
+        clock("save", lambda: save(done, output))
         if not Path(output).is_file():
             raise ModelError("the result was not written", str(output))
     if plan_out is not None:

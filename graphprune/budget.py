@@ -44,12 +44,14 @@ def allocate(
     target: Target,
     budgets: Mapping[str, float],
     spread: str = "global",
+    allow_miss: bool = False,
 ) -> Decision:
     """Remove the least important steps until every budget holds, then give back what fits.
 
     ``budgets`` maps a kind of cost to the share that may remain. A step takes a group from one
     count on the grid to the next; steps are ranked by the mean score of their units (``global``)
-    or by the share of the group they leave (``uniform``). Costs are evaluated exactly.
+    or by the share of the group they leave (``uniform``). Costs are evaluated exactly. With
+    ``allow_miss`` a budget out of reach is approached as far as possible, which is then said.
 
     Raises ``NothingPrunableError`` without units, ``TargetError`` where all steps are not enough.
     """
@@ -73,8 +75,17 @@ def allocate(
         return np.bincount([g for g, _ in steps[:count]], minlength=len(ladders))
 
     if not fits(levels_after(len(steps))):
-        reachable = analysis.cost.of(_mask(ladders, levels_after(len(steps)), coupling.n_units))
-        _refuse(budgets, {k: reachable.of(k) / max(before.of(k), 1) for k in budgets}, target)
+        least = _mask(ladders, levels_after(len(steps)), coupling.n_units)
+        reach = {k: analysis.cost.of(least).of(k) / max(before.of(k), 1) for k in budgets}
+        missed = _missed(budgets, reach)
+        if allow_miss:
+            return Decision(least, (f"budget missed: {missed}",))
+        raise TargetError(
+            f"the budget cannot be reached: {missed}",
+            f"target {target.name}",
+            "Ask for less, take what is reachable with --allow-miss, allow smaller layers with "
+            "--min-channels 1 or --round-to 1; `graphprune inspect MODEL` lists what is pinned.",
+        )
     low, high = 0, len(steps)
     while low < high:
         middle = (low + high) // 2
@@ -86,14 +97,11 @@ def allocate(
     return Decision(removed, _grid_notes(budgets, shares, target))
 
 
-def _refuse(budgets: Mapping[str, float], reach: Mapping[str, float], target: Target) -> None:
-    missed = [kind for kind in budgets if reach[kind] > budgets[kind]]
-    text = ", ".join(f"{kind} {budgets[kind]:g} (reachable {reach[kind]:.3f})" for kind in missed)
-    raise TargetError(
-        f"the budget cannot be reached: {text}",
-        f"target {target.name}",
-        "Ask for less, allow smaller layers with --min-channels or --round-to, or see what is "
-        "pinned with `graphprune inspect MODEL`.",
+def _missed(budgets: Mapping[str, float], reach: Mapping[str, float]) -> str:
+    return ", ".join(
+        f"{kind} {share:g} (reachable {reach[kind]:.3f})"
+        for kind, share in budgets.items()
+        if reach[kind] > share
     )
 
 

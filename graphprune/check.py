@@ -6,7 +6,7 @@ one-operator model with its data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +17,11 @@ from graphprune.coupling import Coupling, Mask, couple, describe
 from graphprune.cut import cut
 from graphprune.errors import ModelError
 from graphprune.model import Array, Model, load
-from graphprune.oracle import law_error
+from graphprune.oracle import Open, law_error
 from graphprune.pipeline import Context, Pipeline
 from graphprune.plugins import collect, installed
 from graphprune.rules import BUILTIN, Rules, relate
-from graphprune.runtime import Feeds, random_inputs, run
+from graphprune.runtime import Feeds, opened, random_inputs
 from graphprune.shapes import infer
 
 TOLERANCE = 1e-4
@@ -51,7 +51,7 @@ def check_rule(
     feeds: Mapping[str, Array] | None = None,
     rules: Rules = BUILTIN,
     seed: int = 0,
-    run: Callable[[Model, Feeds], list[Array]] = run,
+    open_model: Open = opened,
 ) -> Checked:
     """Remove free slots in several ways and hold each result against law 3.
 
@@ -71,9 +71,9 @@ def check_rule(
         result, _ = cut(model, shapes, coupling, alive)
         result = _with_interface(result, coupling, alive)
         try:
-            error = law_error(model, result, shapes, coupling, alive, inputs, run)
+            error = law_error(model, result, shapes, coupling, alive, inputs, open_model)
         except ModelError as refused:
-            run(model, inputs)  # a model that never ran is not the rule's fault
+            open_model(model)(inputs)  # a model that never ran is not the rule's fault
             raise LawBroken(f"the cut model does not run: {refused}") from refused
         if not error <= limit:
             left = {str(a): np.flatnonzero(~alive[a.slots]).tolist()
@@ -106,14 +106,13 @@ def _choices(coupling: Coupling, rng: np.random.Generator) -> Iterator[Mask]:
 
 def _with_interface(model: Model, coupling: Coupling, alive: Mask) -> Model:
     """Inputs and outputs declared with their new sizes."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
+    proto = model.assemble()
     for value in (*proto.graph.input, *proto.graph.output):
         tensor = coupling.relations.slots.tensors.get(value.name)
         for axis, dim in zip(tensor or (), value.type.tensor_type.shape.dim, strict=False):
             if dim.HasField("dim_value"):
                 dim.dim_value = int(alive[axis.slots].sum())
-    return Model(proto)
+    return load(proto)
 
 
 def _why(model: Model, coupling: Coupling) -> str:

@@ -99,6 +99,7 @@ budget_options = _options(
                  help="Grid of channel counts: auto, a name of `graphprune targets`, or FILE.toml."),
     click.option("--round-to", type=click.IntRange(1), metavar="N", help="Multiples of N instead."),
     click.option("--min-channels", type=click.IntRange(1), metavar="N", help="Every layer keeps at least N."),
+    click.option("--allow-miss", is_flag=True, help="Come as near as possible where a budget is out of reach."),
     click.option("--seed", default=0, show_default=True, help="For random scores and inputs."),
 )
 # fmt: on
@@ -299,7 +300,8 @@ def _prune_options(given: dict[str, Any]) -> Options:
 
     from graphprune.criteria import Scoring
 
-    names = ("flops", "params", "size", "criterion", "spread", "hardware", "round_to", "min_channels")
+    names = ("flops", "params", "size", "criterion", "spread", "hardware", "round_to", "min_channels",
+             "allow_miss")
     return replace(
         _check_options(given),
         **{name: given[name] for name in names},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,11 +50,12 @@ def _check(model: onnx.ModelProto, feeds: Feeds) -> Any:
     try:
         return check_rule(model, feeds)
     except ModelError:
-        return check_rule(model, feeds, run=_reference)
+        return check_rule(model, feeds, open_model=_reference)
 
 
-def _reference(model: Model, feeds: Feeds) -> list[Array]:
-    return [np.asarray(v) for v in ReferenceEvaluator(model.proto).run(None, dict(feeds))]
+def _reference(model: Model) -> Callable[[Feeds], list[Array]]:
+    evaluator = ReferenceEvaluator(model.assemble())
+    return lambda feeds: [np.asarray(v) for v in evaluator.run(None, dict(feeds))]
 
 
 def _array(value: Any) -> Any:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from graphprune.coupling import FLOAT_TYPES, Coupling, Mask
-from graphprune.model import Model
+from graphprune.model import Model, tensor_bytes
 from graphprune.shapes import Shapes
 from graphprune.slots import SlotArray
 
@@ -94,7 +94,7 @@ def cost_model(model: Model, shapes: Shapes, coupling: Coupling) -> CostModel:
     for i, (name, tensor) in enumerate(model.initializers.items()):
         axes = [axis.slots for axis in slots[name]] if name in slots else []
         count = int(np.prod(tensor.dims, dtype=np.int64))
-        size = tensor.ByteSize()
+        size = tensor_bytes(tensor)
         stored += size
         lengths = int(np.prod([len(a) for a in axes], dtype=np.int64)) if name in slots else 1
         scale = 1.0 if name in slots else float(count)
@@ -106,7 +106,7 @@ def cost_model(model: Model, shapes: Shapes, coupling: Coupling) -> CostModel:
         generated = node.op_type == "ConstantOfShape" and name in model.constant_names
         if generated and name in slots and shapes.dtype[name] in FLOAT_TYPES:
             enter("params", 1.0, [axis.slots for axis in slots[name]], i)
-    overhead = float(model.skeleton().ByteSize())
+    overhead = float(model.skeleton.ByteSize())
     length = np.array([*(len(e) for e in extents), 1], dtype=np.float64)
     width = coupling.widths([*extents, np.empty(0, np.int64)])
     terms = {kind: _pack(entries, len(extents)) for kind, entries in raw.items()}

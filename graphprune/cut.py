@@ -89,15 +89,15 @@ def cut(
         for node in (*edit.before[i], edit.nodes[i], *edit.after[i])
     ]
     new = [set_initializer(name, value) for name, value in edit.constants.items()]
-    result = model.with_graph(order, [*initializers, *new], _value_info(model, coupling, alive))
-    return result.pruned_of_dead_nodes(), tuple(edit.changes)
+    info = _value_info(model, coupling, alive)
+    return model.with_graph(order, [*initializers, *new], info), tuple(edit.changes)
 
 
 def _slice_initializers(
     edit: _Edit, coupling: Coupling, touched: set[str]
 ) -> list[onnx.TensorProto]:
     result = []
-    for tensor in edit.model.graph.initializer:
+    for tensor in edit.model.initializers.values():
         if tensor.name not in touched:
             result.append(tensor)
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -22,6 +22,10 @@ from graphprune.errors import ModelError, UsageError
 Array = NDArray[Any]
 
 PROTOBUF_LIMIT = 2**31 - 2**20  # a little below 2 GiB: larger models need external data
+HEADER_BYTES = 22  # of a stored tensor besides name and data: tags, dims, lengths
+ELEMENT_BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32} | {
+    13: 64, 14: 64, 15: 128, 16: 16, 17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4,
+}  # by TensorProto.DataType
 RANDOM_OPS = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"} | {
     "Bernoulli",
     "Multinomial",
@@ -30,22 +34,29 @@ RANDOM_OPS = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUnifor
 
 @dataclass(frozen=True)
 class Model:
-    """An ONNX model (local functions inlined, nodes sorted) with look-ups by tensor name."""
+    """An ONNX model (local functions inlined, nodes sorted) with look-ups by tensor name.
 
-    proto: onnx.ModelProto
+    Weights stand beside the graph, so that models derived from one another share them.
+    """
+
+    skeleton: onnx.ModelProto  # everything but the initialisers
+    initializers: Mapping[str, onnx.TensorProto]
     external: bool = False  # the source kept its weights in files of their own
 
     @property
     def graph(self) -> onnx.GraphProto:
-        return self.proto.graph
+        return self.skeleton.graph
+
+    def assemble(self) -> onnx.ModelProto:
+        """The whole model as one proto: a copy, weights included."""
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.skeleton)
+        proto.graph.initializer.extend(self.initializers.values())
+        return proto
 
     @cached_property
     def nodes(self) -> list[onnx.NodeProto]:
         return list(self.graph.node)
-
-    @cached_property
-    def initializers(self) -> dict[str, onnx.TensorProto]:
-        return {tensor.name: tensor for tensor in self.graph.initializer}
 
     @cached_property
     def producer(self) -> dict[str, int]:
@@ -81,7 +92,7 @@ class Model:
     def opsets(self) -> dict[str, int]:
         return {
             "" if entry.domain == "ai.onnx" else entry.domain: entry.version
-            for entry in self.proto.opset_import
+            for entry in self.skeleton.opset_import
         }
 
     @cached_property
@@ -108,33 +119,28 @@ class Model:
             [helper.make_value_info(source, onnx.TypeProto()) for source in feeds],
             [helper.make_value_info(name, onnx.TypeProto())],
         )
-        lone = helper.make_model(graph, opset_imports=self.proto.opset_import)
+        lone = helper.make_model(graph, opset_imports=self.skeleton.opset_import)
         return np.asarray(ReferenceEvaluator(lone).run([name], feeds)[0])
 
     @cached_property
     def weight_bytes(self) -> int:
-        return sum(tensor.ByteSize() for tensor in self.graph.initializer)
+        """Bytes of all initialisers as they are stored."""
+        return sum(tensor_bytes(tensor) for tensor in self.initializers.values())
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the model as ``save`` writes it."""
+        return self.skeleton.ByteSize() + self.weight_bytes
 
     @cached_property
     def sha256(self) -> str:
         """Content hash: the graph, then every initialiser; the same for inline and external data."""
         digest = hashlib.sha256()
-        digest.update(self.skeleton().SerializeToString(deterministic=True))
-        for tensor in self.graph.initializer:
-            digest.update(tensor.name.encode())
-            digest.update(np.ascontiguousarray(numpy_helper.to_array(tensor)).view(np.uint8).data)
+        digest.update(self.skeleton.SerializeToString(deterministic=True))
+        for name, tensor in self.initializers.items():
+            digest.update(f"{name}:{tensor.data_type}:{list(tensor.dims)}".encode())
+            digest.update(_payload(tensor))
         return digest.hexdigest()
-
-    def skeleton(self) -> onnx.ModelProto:
-        """The model without its initialisers' values."""
-        proto = onnx.ModelProto()
-        for field, value in self.proto.ListFields():
-            if field.name != "graph":
-                _assign(proto, field.name, value)
-        for field, value in self.graph.ListFields():
-            if field.name != "initializer":
-                _assign(proto.graph, field.name, value)
-        return proto
 
     def with_graph(
         self,
@@ -142,37 +148,53 @@ class Model:
         initializers: Iterable[onnx.TensorProto],
         value_info: Iterable[onnx.ValueInfoProto] | None = None,
     ) -> Model:
-        """A new model with other nodes and initialisers; everything else is carried over."""
-        proto = self.skeleton()
-        del proto.graph.node[:]
-        proto.graph.node.extend(nodes)
-        proto.graph.initializer.extend(initializers)
-        if value_info is not None:
-            del proto.graph.value_info[:]
-            proto.graph.value_info.extend(value_info)
-        names = {tensor.name for tensor in proto.graph.initializer}
-        shapes = {tensor.name: tensor.dims for tensor in proto.graph.initializer}
-        kept = [i for i in proto.graph.input if i.name in names or i.name not in self.initializers]
-        for value in kept:  # initialisers that old models list as inputs change shape with them
-            if value.name in names:
-                _set_dims(value, shapes[value.name])
-        if len(kept) != len(proto.graph.input):
-            inputs = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in kept]
-            del proto.graph.input[:]
-            proto.graph.input.extend(inputs)
-        return Model(proto, self.external)
+        """A new model with other nodes and initialisers, less what reaches no output.
 
-    def pruned_of_dead_nodes(self) -> Model:
-        """The model without nodes and initialisers that reach no output."""
-        needed = {value.name for value in self.outputs}
-        kept: list[onnx.NodeProto] = []
-        for node in reversed(self.nodes):
-            if needed.intersection(node.output):
-                kept.append(node)
-                needed.update(name for name in node.input if name)
-                needed.update(captured(node))
-        initializers = [t for t in self.graph.initializer if t.name in needed]
-        return self.with_graph(reversed(kept), initializers)
+        Everything else is carried over; initialisers are shared, not copied.
+        """
+        kept, needed = _reaching_outputs(list(nodes), self.output_names)
+        tensors = {t.name: t for t in initializers if t.name in needed}
+        skeleton = _without(self.skeleton, ("node", "value_info", "input", "initializer"))
+        skeleton.graph.node.extend(kept)
+        skeleton.graph.value_info.extend(
+            self.graph.value_info if value_info is None else value_info
+        )
+        for value in self.graph.input:  # old models list initialisers here too
+            if value.name in self.initializers and value.name not in tensors:
+                continue
+            skeleton.graph.input.append(value)
+            if value.name in tensors:
+                _set_dims(skeleton.graph.input[-1], tensors[value.name].dims)
+        return Model(skeleton, tensors, self.external)
+
+
+def _reaching_outputs(
+    nodes: list[onnx.NodeProto], outputs: Iterable[str]
+) -> tuple[list[onnx.NodeProto], set[str]]:
+    """Nodes that some output needs, in order, and every tensor name they need."""
+    needed = set(outputs)
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(nodes):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(name for name in node.input if name)
+            needed.update(captured(node))
+    return kept[::-1], needed
+
+
+def tensor_bytes(tensor: onnx.TensorProto) -> int:
+    """Bytes of a tensor as stored; known from its shape where its data is raw."""
+    if not tensor.HasField("raw_data"):
+        return tensor.ByteSize()
+    values = int(np.prod(tensor.dims, dtype=np.int64))
+    bits = ELEMENT_BITS.get(tensor.data_type, 32)
+    return (values * bits + 7) // 8 + len(tensor.name) + len(tensor.doc_string) + HEADER_BYTES
+
+
+def _payload(tensor: onnx.TensorProto) -> bytes:
+    if tensor.HasField("raw_data"):
+        return tensor.raw_data
+    return tensor.SerializeToString(deterministic=True)
 
 
 def label(node: onnx.NodeProto) -> str:
@@ -216,7 +238,9 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
         )
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
-    model = Model(_sorted(proto), external)
+    proto = _sorted(proto)
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    model = Model(_without(proto, ("initializer",)), tensors, external)
     _check(model)
     return model
 
@@ -232,12 +256,11 @@ def save(model: Model, path: str | Path) -> None:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             beside = Path(folder) / path.name
             data = path.name + ".data"
+            proto = model.assemble()
             if external:
-                copy = onnx.ModelProto()
-                copy.CopyFrom(model.proto)
-                onnx.save(copy, beside, save_as_external_data=True, location=data)
+                onnx.save(proto, beside, save_as_external_data=True, location=data)
             else:
-                beside.write_bytes(model.proto.SerializeToString())
+                beside.write_bytes(proto.SerializeToString())
             if external and (Path(folder) / data).exists():
                 os.replace(Path(folder) / data, path.with_name(data))
             os.replace(beside, path)
@@ -249,18 +272,27 @@ def save(model: Model, path: str | Path) -> None:
         ) from error
 
 
-def stored_bytes(source: str | Path | onnx.ModelProto, model: Model) -> int:
-    """Size of a model on disk: the files of a path, else what ``save`` would write."""
+def source_bytes(source: str | Path | onnx.ModelProto, model: Model) -> int:
+    """Size of a source on disk (its data files too), or as it would be stored."""
     if isinstance(source, onnx.ModelProto):
-        if model.weight_bytes > PROTOBUF_LIMIT:
-            return model.weight_bytes + model.skeleton().ByteSize()
-        return model.proto.ByteSize()
-    external = model.weight_bytes if model.external else 0
-    return Path(source).stat().st_size + external
+        return model.stored_bytes
+    return Path(source).stat().st_size + (model.weight_bytes if model.external else 0)
 
 
 def set_initializer(name: str, value: Array) -> onnx.TensorProto:
     return numpy_helper.from_array(np.asarray(value, order="C"), name)
+
+
+def _without(proto: onnx.ModelProto, left_out: Sequence[str]) -> onnx.ModelProto:
+    """A copy without some fields of the graph."""
+    copy = onnx.ModelProto()
+    for field, value in proto.ListFields():
+        if field.name != "graph":
+            _assign(copy, field.name, value)
+    for field, value in proto.graph.ListFields():
+        if field.name not in left_out:
+            _assign(copy.graph, field.name, value)
+    return copy
 
 
 def _assign(message: Any, name: str, value: Any) -> None:
@@ -347,7 +379,7 @@ def _check(model: Model) -> None:
     for value in model.outputs:
         if value.name not in defined:
             raise ModelError(f"the graph output {value.name!r} is produced by nothing")
-    for tensor in model.graph.initializer:
+    for tensor in model.initializers.values():
         _check_tensor(tensor)
 
 

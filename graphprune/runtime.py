@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,9 @@ def session(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     providers = [_provider(provider, ort.get_available_providers())]
     try:
-        if model.proto.ByteSize() <= PROTOBUF_LIMIT:
-            return ort.InferenceSession(model.proto.SerializeToString(), options, providers)
+        if model.weight_bytes <= PROTOBUF_LIMIT:
+            content = model.assemble().SerializeToString()
+            return ort.InferenceSession(content, options, providers)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             save(model, path)
@@ -61,9 +62,10 @@ def _provider(name: str, available: Sequence[str]) -> str:
     return wanted[name.lower()]
 
 
-def run(model: Model, feeds: Feeds, optimise: bool = True) -> list[Array]:
-    """Outputs of the model for one set of inputs."""
-    return run_session(session(model, optimise=optimise), feeds)
+def opened(model: Model) -> Callable[[Feeds], list[Array]]:
+    """The model as a function from inputs to outputs."""
+    runner = session(model)
+    return lambda feeds: run_session(runner, feeds)
 
 
 def run_session(runner: Any, feeds: Feeds) -> list[Array]:

@@ -140,7 +140,7 @@ def _walk(model: Model, inputs: Mapping[str, Shape]) -> Shapes:
     for info in model.inputs:
         kind = info.type.tensor_type.elem_type
         types[info.name] = helper.make_tensor_type_proto(kind, inputs[info.name])
-    for tensor in model.graph.initializer:
+    for tensor in model.initializers.values():
         types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
         if _size(tuple(tensor.dims)) <= SMALL:
             value[tensor.name] = numpy_helper.to_array(tensor)
@@ -189,8 +189,8 @@ def _infer_node(
             node,
             {name: types[name] for name in present},
             {name: numpy_helper.from_array(value[name], name) for name in present & value.keys()},
-            opset_imports=list(model.proto.opset_import),
-            ir_version=model.proto.ir_version,
+            opset_imports=list(model.skeleton.opset_import),
+            ir_version=model.skeleton.ir_version,
         )
     except (
         shape_inference.InferenceError,
@@ -231,7 +231,7 @@ def _fold(
             [helper.make_value_info(n, onnx.TypeProto()) for n in feeds],
             [helper.make_value_info(n, onnx.TypeProto()) for n in outputs],
         )
-        lone = helper.make_model(graph, opset_imports=model.proto.opset_import)
+        lone = helper.make_model(graph, opset_imports=model.skeleton.opset_import)
         results = ReferenceEvaluator(lone).run(None, feeds)
     except Exception:  # the reference has no such operator: the value stays unknown, nothing is lost
         return

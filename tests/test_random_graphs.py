@@ -43,7 +43,7 @@ def test_cut_equals_zeroed(seed: int) -> None:
     feeds = random_inputs(analysis.model, analysis.shapes, seed)
     error = law_error(analysis.model, result, analysis.shapes, analysis.coupling, alive, feeds)
     assert error <= 1e-4
-    again = analyse(load(result.proto))
+    again = analyse(load(result.assemble()))
     predicted = analysis.cost.of(removed)
     counted = again.cost.of(again.nothing_removed)
     assert (predicted.macs, predicted.params) == (counted.macs, counted.params)

@@ -48,8 +48,8 @@ class LiftConstants:
         if not changes:
             return PassResult(model, (), tuple(skipped))
         renamed = [rename_inputs(node, alias) for node in nodes]
-        result = model.with_graph(renamed, [*model.graph.initializer, *lifted.values()])
-        return PassResult(result.pruned_of_dead_nodes(), tuple(changes), tuple(skipped))
+        result = model.with_graph(renamed, [*model.initializers.values(), *lifted.values()])
+        return PassResult(result, tuple(changes), tuple(skipped))
 
     @staticmethod
     def _bypassed(

@@ -46,5 +46,5 @@ class SeparateVectors:
         if not changes:
             return PassResult(model)
         return PassResult(
-            model.with_graph(nodes, [*model.graph.initializer, *copies]), tuple(changes)
+            model.with_graph(nodes, [*model.initializers.values(), *copies]), tuple(changes)
         )
