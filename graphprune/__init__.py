@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-__version__ = "0.1.0"
+from graphprune.version import __version__
+
 __all__ = ["GraphPruneError", "Options", "Result", "__version__", "apply", "prune"]
 
 

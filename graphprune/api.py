@@ -12,7 +12,6 @@ from typing import Any
 
 import onnx
 
-from graphprune import __version__
 from graphprune.analysis import Analysis, PinnedReason, Scope, pinned_reasons
 from graphprune.budget import Decision, allocate
 from graphprune.cost import Costs
@@ -20,7 +19,7 @@ from graphprune.coupling import Mask
 from graphprune.criteria import Scoring, score
 from graphprune.errors import AccuracyGateError, LatencyGateError, ModelError, UsageError
 from graphprune.model import Model, load, save, source_bytes
-from graphprune.pipeline import Change, Context, Pass, Pipeline, PassResult
+from graphprune.pipeline import Change, Context, Pass, PassResult, Pipeline
 from graphprune.plan import Plan, make_plan, removed_units
 from graphprune.plugins import Registry, collect, installed
 from graphprune.runtime import Timing, random_inputs, session, time_interleaved
@@ -34,6 +33,7 @@ from graphprune.validate import (
     read_labelled,
     verify,
 )
+from graphprune.version import __version__
 
 Stage = Callable[[str], AbstractContextManager[object]]
 
@@ -166,9 +166,7 @@ def prepare(
     )
 
 
-def plan(
-    prepared: Prepared, options: Options, margin_bytes: float = 0.0
-) -> tuple[Plan, Decision]:
+def plan(prepared: Prepared, options: Options, margin_bytes: float = 0.0) -> tuple[Plan, Decision]:
     """Score the units and choose which leave.
 
     The file may weigh ``margin_bytes`` less than asked for: what the cut itself adds to it.
@@ -185,9 +183,7 @@ def plan(
         modelled = analysis.cost.of(analysis.nothing_removed).bytes
         allowed = limits["bytes"] * prepared.original_bytes - margin_bytes
         limits["bytes"] = min(1.0, allowed / modelled)
-    decision = allocate(
-        analysis, scores, target, limits, options.spread, options.allow_miss
-    )
+    decision = allocate(analysis, scores, target, limits, options.spread, options.allow_miss)
     written = {
         "budgets": budgets,
         "criterion": options.criterion,
@@ -291,14 +287,14 @@ def compare(
     feeds = random_inputs(first.analysis.model, first.analysis.shapes, seed)
     if inputs is not None:
         feeds = read_inputs(inputs, first.original)
-    error = compare_outputs(*(session(side.original) for side in sides), feeds)
+    error = compare_outputs(session(first.original), session(second.original), feeds)
     costs = [s.analysis.cost.of(s.analysis.nothing_removed) for s in sides]
     kinds = [Counter(node.op_type for node in side.original.nodes) for side in sides]
     rows: list[tuple[str, Any, Any]] = [
-        ("MACs", *(f"{c.macs:,.0f}" for c in costs)),
-        ("parameters", *(f"{c.params:,.0f}" for c in costs)),
-        ("bytes", *(f"{s.original_bytes:,}" for s in sides)),
-        ("nodes", *(len(s.original.nodes) for s in sides)),
+        ("MACs", f"{costs[0].macs:,.0f}", f"{costs[1].macs:,.0f}"),
+        ("parameters", f"{costs[0].params:,.0f}", f"{costs[1].params:,.0f}"),
+        ("bytes", f"{first.original_bytes:,}", f"{second.original_bytes:,}"),
+        ("nodes", len(first.original.nodes), len(second.original.nodes)),
         ("same interface", "", signatures[0] == signatures[1]),
         ("largest output difference (relative)", "", f"{error:.3g}"),
     ]
@@ -401,7 +397,9 @@ def _measure(prepared: Prepared, result: Model, options: Options) -> Verdict:
 def _gates(verdict: Verdict, options: Options) -> None:
     if options.max_accuracy_drop is not None:
         if verdict.accuracy is None:
-            raise UsageError("--max-accuracy-drop needs labelled data", hint="Give --eval FILE.npz.")
+            raise UsageError(
+                "--max-accuracy-drop needs labelled data", hint="Give --eval FILE.npz."
+            )
         drop = (verdict.accuracy[0] - verdict.accuracy[1]) * 100
         if drop > options.max_accuracy_drop:
             raise AccuracyGateError(
@@ -451,7 +449,9 @@ def _check_output(model: str | Path | onnx.ModelProto, output: str | Path | None
     if path.is_dir():
         raise UsageError("the output is a folder", str(path))
     if not isinstance(model, onnx.ModelProto) and path.resolve() == Path(model).resolve():
-        raise UsageError("the output would overwrite the input", str(path), "Choose another -o OUT.")
+        raise UsageError(
+            "the output would overwrite the input", str(path), "Choose another -o OUT."
+        )
 
 
 def _write(

@@ -179,9 +179,7 @@ def _units_that_hold_an_axis_open(analysis: Analysis, scores: Scores, target: Ta
         held[best] = True
 
 
-def _ranked_steps(
-    ladders: list[_Ladder], scores: Scores, spread: str
-) -> list[tuple[int, int]]:
+def _ranked_steps(ladders: list[_Ladder], scores: Scores, spread: str) -> list[tuple[int, int]]:
     """(group, level) of every step, the one to take first in front."""
     keyed = []
     for g, ladder in enumerate(ladders):

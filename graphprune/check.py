@@ -42,7 +42,7 @@ class Checked:
         return self.removals > 0
 
 
-class LawBroken(AssertionError):
+class LawBrokenError(AssertionError):
     """A rule describes an operator wrongly: the cut model differs from the zeroed original."""
 
 
@@ -56,7 +56,7 @@ def check_rule(
     """Remove free slots in several ways and hold each result against law 3.
 
     Inputs and outputs are not pinned here: they lose slots with everything else. Raises
-    ``LawBroken`` where a rule is wrong. Returns what was tried; nothing free is no error.
+    ``LawBrokenError`` where a rule is wrong. Returns what was tried; nothing free is no error.
     """
     loaded = load(parser.parse_model(source) if isinstance(source, str) else source)
     model = Pipeline(collect(installed()).prepare).run(loaded, Context(rules)).model
@@ -74,11 +74,14 @@ def check_rule(
             error = law_error(model, result, shapes, coupling, alive, inputs, open_model)
         except ModelError as refused:
             open_model(model)(inputs)  # a model that never ran is not the rule's fault
-            raise LawBroken(f"the cut model does not run: {refused}") from refused
+            raise LawBrokenError(f"the cut model does not run: {refused}") from refused
         if not error <= limit:
-            left = {str(a): np.flatnonzero(~alive[a.slots]).tolist()
-                    for a in relations.slots.axes if not alive[a.slots].all()}
-            raise LawBroken(f"relative error {error:.2e} after removing {left}")
+            left = {
+                str(a): np.flatnonzero(~alive[a.slots]).tolist()
+                for a in relations.slots.axes
+                if not alive[a.slots].all()
+            }
+            raise LawBrokenError(f"relative error {error:.2e} after removing {left}")
         removals, worst = removals + 1, max(worst, error)
     return Checked(removals, worst, "" if removals else _why(model, coupling))
 
@@ -121,7 +124,7 @@ def _why(model: Model, coupling: Coupling) -> str:
 
 
 def constants_from(model: onnx.ModelProto, inputs: list[Array]) -> tuple[onnx.ModelProto, Feeds]:
-    """Small integer inputs (shapes, axes, indices) and scales become initialisers, as in exports."""
+    """Small integer inputs (shapes, axes, indices) and scales become initialisers, as exported."""
     proto = onnx.ModelProto()
     proto.CopyFrom(model)
     feeds: dict[str, Array] = {}

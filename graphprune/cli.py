@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphprune import __version__
 from graphprune.errors import GraphPruneError, UsageError
+from graphprune.version import __version__
 
 if TYPE_CHECKING:
     from graphprune.api import Options, Result
@@ -37,7 +37,7 @@ class PruneByDefault(click.Group):
         return super().parse_args(ctx, args)
 
 
-class Shape(click.ParamType):
+class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
     name = "NAME:1,3,224,224"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[int, ...]]:
@@ -59,12 +59,16 @@ def _options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
 
 SHARE = click.FloatRange(0, 1, min_open=True)
 scope_options = _options(
-    click.option("--protect", multiple=True, metavar="PATTERN", help="Keep nodes or tensors whole."),
+    click.option(
+        "--protect", multiple=True, metavar="PATTERN", help="Keep nodes or tensors whole."
+    ),
     click.option("--only", multiple=True, metavar="PATTERN", help="Prune nothing but these."),
     click.option("--input-shape", multiple=True, type=Shape(), help="Sizes for symbolic inputs."),
 )
 run_options = _options(
-    click.option("--threads", default=1, show_default=True, help="ONNX Runtime threads; 0: its own choice."),
+    click.option(
+        "--threads", default=1, show_default=True, help="ONNX Runtime threads; 0: its own choice."
+    ),
     click.option("--provider", default="cpu", show_default=True, help="Execution provider."),
 )
 output_options = _options(
@@ -72,37 +76,85 @@ output_options = _options(
     click.option("--quiet", is_flag=True, help="Nothing but errors."),
 )
 check_options = _options(
-    click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL.pruned.onnx."),
+    click.option(
+        "-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL.pruned.onnx."
+    ),
     click.option("--verify/--no-verify", default=True, help="Prove the cut in ONNX Runtime."),
     click.option("--measure/--no-measure", default=True, help="Latency and output difference."),
-    click.option("--eval", "eval_data", type=click.Path(path_type=Path), metavar="FILE.npz",
-                 help="Arrays named by graph input, and `labels`: top-1 before and after."),
-    click.option("--max-accuracy-drop", type=float, metavar="POINTS", help="Gate: exit 6 beyond it."),
+    click.option(
+        "--eval",
+        "eval_data",
+        type=click.Path(path_type=Path),
+        metavar="FILE.npz",
+        help="Arrays named by graph input, and `labels`: top-1 before and after.",
+    ),
+    click.option(
+        "--max-accuracy-drop", type=float, metavar="POINTS", help="Gate: exit 6 beyond it."
+    ),
     click.option("--min-speedup", type=float, metavar="X", help="Gate: exit 7 below it."),
 )
-# fmt: off
+
 budget_options = _options(
-    click.option("--target-flops", "flops", type=SHARE, metavar="R", help="Share of the MACs that may remain."),
-    click.option("--target-params", "params", type=SHARE, metavar="R", help="Share of the parameters."),
-    click.option("--target-size", "size", type=SHARE, metavar="R", help="Share of the file's bytes."),
-    click.option("--criterion", default="l1", show_default=True,
-                 help="random, l1, l2, fpgm, lamp, bn-scale, dfpc, or a plug-in's."),
-    click.option("--reduce", "reduce_", default="sum", show_default=True,
-                 help="Elements to a unit: sum, mean, l1, l2."),
-    click.option("--aggregate", default="mean", show_default=True,
-                 help="Weights of a group: sum, mean, max, prod, producers, consumers."),
-    click.option("--normalise", help="Across groups: none, sum, mean, max, standardise, lamp.  "
-                 "[default: the criterion's]"),
-    click.option("--spread", default="global", show_default=True,
-                 help="Rank all units together (global), or take equal shares (uniform)."),
-    click.option("--target-hardware", "hardware", default="auto", show_default=True,
-                 help="Grid of channel counts: auto, a name of `graphprune targets`, or FILE.toml."),
+    click.option(
+        "--target-flops",
+        "flops",
+        type=SHARE,
+        metavar="R",
+        help="Share of the MACs that may remain.",
+    ),
+    click.option(
+        "--target-params", "params", type=SHARE, metavar="R", help="Share of the parameters."
+    ),
+    click.option(
+        "--target-size", "size", type=SHARE, metavar="R", help="Share of the file's bytes."
+    ),
+    click.option(
+        "--criterion",
+        default="l1",
+        show_default=True,
+        help="random, l1, l2, fpgm, lamp, bn-scale, dfpc, or a plug-in's.",
+    ),
+    click.option(
+        "--reduce",
+        "reduce_",
+        default="sum",
+        show_default=True,
+        help="Elements to a unit: sum, mean, l1, l2.",
+    ),
+    click.option(
+        "--aggregate",
+        default="mean",
+        show_default=True,
+        help="Weights of a group: sum, mean, max, prod, producers, consumers.",
+    ),
+    click.option(
+        "--normalise",
+        help="Across groups: none, sum, mean, max, standardise, lamp.  [default: the criterion's]",
+    ),
+    click.option(
+        "--spread",
+        default="global",
+        show_default=True,
+        help="Rank all units together (global), or take equal shares (uniform).",
+    ),
+    click.option(
+        "--target-hardware",
+        "hardware",
+        default="auto",
+        show_default=True,
+        help="Grid of channel counts: auto, a name of `graphprune targets`, or FILE.toml.",
+    ),
     click.option("--round-to", type=click.IntRange(1), metavar="N", help="Multiples of N instead."),
-    click.option("--min-channels", type=click.IntRange(1), metavar="N", help="Every layer keeps at least N."),
-    click.option("--allow-miss", is_flag=True, help="Come as near as possible where a budget is out of reach."),
+    click.option(
+        "--min-channels", type=click.IntRange(1), metavar="N", help="Every layer keeps at least N."
+    ),
+    click.option(
+        "--allow-miss",
+        is_flag=True,
+        help="Come as near as possible where a budget is out of reach.",
+    ),
     click.option("--seed", default=0, show_default=True, help="For random scores and inputs."),
 )
-# fmt: on
 
 
 @click.group(cls=PruneByDefault, context_settings={"help_option_names": ["-h", "--help"]})
@@ -300,8 +352,17 @@ def _prune_options(given: dict[str, Any]) -> Options:
 
     from graphprune.criteria import Scoring
 
-    names = ("flops", "params", "size", "criterion", "spread", "hardware", "round_to", "min_channels",
-             "allow_miss")
+    names = (
+        "flops",
+        "params",
+        "size",
+        "criterion",
+        "spread",
+        "hardware",
+        "round_to",
+        "min_channels",
+        "allow_miss",
+    )
     return replace(
         _check_options(given),
         **{name: given[name] for name in names},

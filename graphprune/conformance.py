@@ -11,7 +11,7 @@ import onnx
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from graphprune.check import LawBroken, check_rule, constants_from
+from graphprune.check import LawBrokenError, check_rule, constants_from
 from graphprune.errors import ModelError
 from graphprune.model import Array, Model
 from graphprune.runtime import Feeds
@@ -40,7 +40,7 @@ def run_case(case: Any) -> CaseResult:
     model, feeds = constants_from(case.model, raw)
     try:
         checked = _check(model, feeds)
-    except LawBroken as error:
+    except LawBrokenError as error:
         return CaseResult(case.name, operator, "failed", str(error))
     state = "passed" if checked.passed else "pinned"
     return CaseResult(case.name, operator, state, checked.pinned.partition(" (node")[0])

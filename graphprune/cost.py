@@ -62,11 +62,12 @@ class CostModel:
 
     def per_node_macs(self, removed: Mask, n_nodes: int) -> NDArray[np.float64]:
         owners = self.terms["macs"].owner
-        return np.bincount(owners, self.per_term("macs", removed), minlength=n_nodes)
+        values = self.per_term("macs", removed)
+        return np.bincount(owners, values, minlength=n_nodes).astype(np.float64)
 
     def in_reach(self, kind: str) -> float:
         """Share of the cost in terms that some unit makes smaller."""
-        movable = np.asarray((self.width.sum(axis=1) > 0)).reshape(-1)
+        movable = np.asarray(self.width.sum(axis=1) > 0).reshape(-1)
         values = self.per_term(kind, np.zeros(self.width.shape[1], dtype=bool))
         reach = movable[self.terms[kind].factor].any(axis=1)
         return float(values[reach].sum() / max(values.sum() + self.fixed[kind], 1.0))

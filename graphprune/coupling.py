@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import networkx as nx
 import numpy as np
@@ -106,7 +107,9 @@ class Coupling:
                 graph.add_edge(owner(int(fold.whole[0])), owner(int(part[0])), node=fold.node)
         return graph
 
-    def path(self, start: tuple[str, int], ends: set[tuple[str, int]]) -> list[tuple[str, int, int]]:
+    def path(
+        self, start: tuple[str, int], ends: set[tuple[str, int]]
+    ) -> list[tuple[str, int, int]]:
         """Shortest way from an axis to any of ``ends``: (tensor, axis, node that led there)."""
         if start not in self.axis_graph:
             return []
@@ -116,7 +119,7 @@ class Coupling:
             return []
         best = min(reached, key=lambda route: (len(route), route))
         steps = [(*best[0], -1)]
-        for a, b in zip(best, best[1:], strict=False):
+        for a, b in pairwise(best):
             edge = next(iter(self.axis_graph.get_edge_data(a, b).values()))
             steps.append((*b, edge["node"]))
         return steps
@@ -160,8 +163,15 @@ def couple(
         for component in np.unique(labels[pin.slots]):
             reason.setdefault(int(component), i)
     return Coupling(
-        relations, labels, unit_of_component, n_units, groups,
-        tuple(parameters), role, reason, tuple(pins),
+        relations,
+        labels,
+        unit_of_component,
+        n_units,
+        groups,
+        tuple(parameters),
+        role,
+        reason,
+        tuple(pins),
     )
 
 

@@ -52,9 +52,14 @@ def cut(
     """The model with the slots of ``alive`` (bool per slot) alone, and what changed where."""
     relations = coupling.relations
     edit = _Edit(
-        model, shapes, alive,
+        model,
+        shapes,
+        alive,
         [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.nodes],
-        defaultdict(list), defaultdict(list), {}, [],
+        defaultdict(list),
+        defaultdict(list),
+        {},
+        [],
     )
     slots = relations.slots.tensors
     touched_tensors = {
@@ -183,7 +188,9 @@ def _scale_computed(edit: _Edit, index: int, position: int, counts: list[Count])
     if np.array_equal(up, down):
         return
     node.input[position] = _scaled(edit, edit.before[index], source, up, down, known.shape, index)
-    change = Change(PASS, label(node), f"input {position}", "computed", "scaled to survivors", "counts")
+    change = Change(
+        PASS, label(node), f"input {position}", "computed", "scaled to survivors", "counts"
+    )
     edit.changes.append(change)
 
 
@@ -204,9 +211,7 @@ def _scaled(
     return name
 
 
-def _renumber(
-    edit: _Edit, index: int, position: int, slots: Array, coupling: Coupling
-) -> None:
+def _renumber(edit: _Edit, index: int, position: int, slots: Array, coupling: Coupling) -> None:
     """Positions along an axis become ranks among the survivors."""
     node = edit.nodes[index]
     source = edit.model.nodes[index].input[position]
@@ -218,7 +223,9 @@ def _renumber(
         new = np.compress(edit.alive[axis.slots], new, axis=axis.index)
     node.input[position] = edit.constant(source, new)
     edit.changes.append(
-        Change(PASS, label(node), f"input {position}", str(value.tolist()), str(new.tolist()), "moved")
+        Change(
+            PASS, label(node), f"input {position}", str(value.tolist()), str(new.tolist()), "moved"
+        )
     )
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 
 class GraphPruneError(Exception):
-    """Bad input or an unreachable goal: ``what`` is wrong, ``where`` it is, a ``hint`` how to go on."""
+    """Bad input or an unreachable goal: what is wrong, where it is, and a hint how to go on."""
 
     exit_code: ClassVar[int] = 3
 

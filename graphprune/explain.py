@@ -67,7 +67,9 @@ def _explain_axis(analysis: Analysis, axis: Axis, index: int | None) -> str:
         for group in groups:
             mine = set(free.tolist()) & set(group.units.tolist())
             lines.append(f"{name} is in {group}: {len(mine)} unit(s) of it")
-            lines += _ties(analysis, axis, [group.signature[i] for i in range(len(group.signature))])
+            lines += _ties(
+                analysis, axis, [group.signature[i] for i in range(len(group.signature))]
+            )
     stuck = slots[units < 0]
     seen: set[int] = set()
     for slot in stuck.tolist():

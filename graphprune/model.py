@@ -1,4 +1,4 @@
-"""Load, save and index an ONNX model. A ``Model`` is never edited in place: passes build new ones."""
+"""Load, save and index an ONNX model; never edited in place: passes build new ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,16 @@ Array = NDArray[Any]
 PROTOBUF_LIMIT = 2**31 - 2**20  # a little below 2 GiB: larger models need external data
 HEADER_BYTES = 22  # of a stored tensor besides name and data: tags, dims, lengths
 ELEMENT_BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32} | {
-    13: 64, 14: 64, 15: 128, 16: 16, 17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4,
+    13: 64,
+    14: 64,
+    15: 128,
+    16: 16,
+    17: 8,
+    18: 8,
+    19: 8,
+    20: 8,
+    21: 4,
+    22: 4,
 }  # by TensorProto.DataType
 RANDOM_OPS = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"} | {
     "Bernoulli",
@@ -120,7 +129,8 @@ class Model:
             [helper.make_value_info(name, onnx.TypeProto())],
         )
         lone = helper.make_model(graph, opset_imports=self.skeleton.opset_import)
-        return np.asarray(ReferenceEvaluator(lone).run([name], feeds)[0])
+        results: Any = ReferenceEvaluator(lone).run([name], feeds)
+        return np.asarray(results[0])
 
     @cached_property
     def weight_bytes(self) -> int:
@@ -130,11 +140,11 @@ class Model:
     @property
     def stored_bytes(self) -> int:
         """Bytes of the model as ``save`` writes it."""
-        return self.skeleton.ByteSize() + self.weight_bytes
+        return int(self.skeleton.ByteSize()) + self.weight_bytes
 
     @cached_property
     def sha256(self) -> str:
-        """Content hash: the graph, then every initialiser; the same for inline and external data."""
+        """Content hash: the graph, then every initialiser, wherever its data was stored."""
         digest = hashlib.sha256()
         digest.update(self.skeleton.SerializeToString(deterministic=True))
         for name, tensor in self.initializers.items():
@@ -185,7 +195,7 @@ def _reaching_outputs(
 def tensor_bytes(tensor: onnx.TensorProto) -> int:
     """Bytes of a tensor as stored; known from its shape where its data is raw."""
     if not tensor.HasField("raw_data"):
-        return tensor.ByteSize()
+        return int(tensor.ByteSize())
     values = int(np.prod(tensor.dims, dtype=np.int64))
     bits = ELEMENT_BITS.get(tensor.data_type, 32)
     return (values * bits + 7) // 8 + len(tensor.name) + len(tensor.doc_string) + HEADER_BYTES
@@ -193,8 +203,8 @@ def tensor_bytes(tensor: onnx.TensorProto) -> int:
 
 def _payload(tensor: onnx.TensorProto) -> bytes:
     if tensor.HasField("raw_data"):
-        return tensor.raw_data
-    return tensor.SerializeToString(deterministic=True)
+        return bytes(tensor.raw_data)
+    return bytes(tensor.SerializeToString(deterministic=True))
 
 
 def label(node: onnx.NodeProto) -> str:
@@ -233,7 +243,8 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
         proto, external = _read(Path(source))
     if not proto.graph.node:
         raise ModelError(
-            "the graph is empty", f"{source}" if not isinstance(source, onnx.ModelProto) else "",
+            "the graph is empty",
+            f"{source}" if not isinstance(source, onnx.ModelProto) else "",
             "Export the model again; an ONNX model needs at least one node.",
         )
     if proto.functions:
@@ -323,7 +334,8 @@ def _read(path: Path) -> tuple[onnx.ModelProto, bool]:
         raise UsageError(f"cannot read the model: {error.strerror}", str(path)) from error
     except (DecodeError, ValueError) as error:
         raise ModelError(
-            "not an ONNX file, or a truncated one", str(path),
+            "not an ONNX file, or a truncated one",
+            str(path),
             "Export or download it again; `onnx.load` must read it.",
         ) from error
     external = external_data_helper._get_all_tensors(proto)
@@ -388,11 +400,13 @@ def _check_tensor(tensor: onnx.TensorProto) -> None:
         value = numpy_helper.to_array(tensor)
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(
-            "a weight's data does not fit its shape", f"tensor {tensor.name!r}",
+            "a weight's data does not fit its shape",
+            f"tensor {tensor.name!r}",
             "The file is damaged; export it again.",
         ) from error
     if value.size and value.dtype.kind == "f" and np.isnan(value.min()):
         raise ModelError(
-            "weights contain NaN", f"tensor {tensor.name!r}",
+            "weights contain NaN",
+            f"tensor {tensor.name!r}",
             "Such a model computes nothing useful; check the training run or the export.",
         )

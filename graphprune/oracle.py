@@ -9,11 +9,10 @@ import onnx
 from onnx import helper
 
 from graphprune.coupling import Coupling, Mask
-from graphprune.model import Array, Model, set_initializer
 from graphprune.errors import ModelError
+from graphprune.model import Array, Model, set_initializer
 from graphprune.runtime import Feeds, opened
 from graphprune.shapes import Shapes
-
 
 Open = Callable[[Model], Callable[[Feeds], list[Array]]]
 
@@ -49,7 +48,9 @@ def zeroed(model: Model, shapes: Shapes, coupling: Coupling, alive: Mask) -> Mod
 
 def sliced(tensors: Mapping[str, Array], coupling: Coupling, alive: Mask) -> dict[str, Array]:
     """Arrays by tensor name without the slots that left."""
-    return {name: _each_axis(name, array, coupling, alive, False) for name, array in tensors.items()}
+    return {
+        name: _each_axis(name, array, coupling, alive, False) for name, array in tensors.items()
+    }
 
 
 def blanked(tensors: Mapping[str, Array], coupling: Coupling, alive: Mask) -> dict[str, Array]:
@@ -74,9 +75,10 @@ def _each_axis(name: str, array: Array, coupling: Coupling, alive: Mask, blank: 
 
 
 def relative_error(expected: list[Array], actual: list[Array]) -> float:
-    """Largest difference over the largest magnitude, over all outputs; infinite if shapes differ."""
+    """Largest difference over the largest magnitude, of all outputs; infinite if shapes differ."""
     worst = 0.0
-    for a, b in zip(expected, actual, strict=True):
+    for wanted, got in zip(expected, actual, strict=True):
+        a, b = wanted, got
         if not isinstance(a, np.ndarray) or a.shape != b.shape or a.dtype != b.dtype:
             return float("inf")
         if a.dtype.kind == "V":  # bfloat16 and the 8-bit floats, which numpy itself lacks

@@ -29,7 +29,9 @@ class PlannedGroup:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.name}: {len(self.scores) - len(self.removed)} of {len(self.scores)} units kept"
+        return (
+            f"{self.name}: {len(self.scores) - len(self.removed)} of {len(self.scores)} units kept"
+        )
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ def read_plan(path: Path) -> Plan:
     stated = document.pop("sha256", None)
     if stated != _digest(document):
         raise UsageError(
-            "the plan was changed after it was written: its hash does not fit", str(path),
+            "the plan was changed after it was written: its hash does not fit",
+            str(path),
             "Make a new plan with --plan-out.",
         )
     groups = tuple(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from graphprune.slots import Axis, Slots, SlotArray
+from graphprune.slots import Axis, SlotArray, Slots
 
 
 class Role(IntEnum):
@@ -93,7 +93,7 @@ class Macs:
 
 @dataclass
 class Relations:
-    """Everything that the rules stated, in node order. Filled by ``rules.relate``, then only read."""
+    """Everything that the rules stated, in node order; filled by ``relate``, then only read."""
 
     slots: Slots
     total: int  # slots of tensors plus virtual ones

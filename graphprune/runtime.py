@@ -22,9 +22,7 @@ Feeds = Mapping[str, Array]
 INDEX_KEEPERS = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Clip"}
 
 
-def session(
-    model: Model, threads: int = 0, provider: str = "cpu", optimise: bool = True
-) -> Any:
+def session(model: Model, threads: int = 0, provider: str = "cpu", optimise: bool = True) -> Any:
     """An ``InferenceSession``; 0 threads leaves the number to ONNX Runtime.
 
     Raises ``ModelError`` with ONNX Runtime's own words where it refuses the model.

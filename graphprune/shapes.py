@@ -100,12 +100,11 @@ def _concrete(value: onnx.ValueInfoProto, given: Mapping[str, Shape], size: int)
     dims = declared(value)
     if dims is None:
         raise ModelError(
-            "an input declares no shape", f"input {value.name!r}",
+            "an input declares no shape",
+            f"input {value.name!r}",
             f"Give it with --input-shape {value.name}:1,3,224,224.",
         )
-    return tuple(
-        d if d is not None else (1 if axis == 0 else size) for axis, d in enumerate(dims)
-    )
+    return tuple(d if d is not None else (1 if axis == 0 else size) for axis, d in enumerate(dims))
 
 
 def _unknown(shapes: Shapes) -> int:
@@ -149,7 +148,11 @@ def _walk(model: Model, inputs: Mapping[str, Shape]) -> Shapes:
         found = _infer_node(node, model, types, value)
         for name in filter(None, node.output):
             proto = found.get(name)
-            if _shape(proto) is None and name in hints and None not in (declared(hints[name]) or [None]):
+            if (
+                _shape(proto) is None
+                and name in hints
+                and None not in (declared(hints[name]) or [None])
+            ):
                 proto = hints[name].type
             types[name] = proto if proto is not None else onnx.TypeProto()
         _fold(node, model, types, value)
@@ -227,13 +230,16 @@ def _fold(
     feeds = {name: value[name] for name in node.input if name}
     try:
         graph = helper.make_graph(
-            [node], "fold",
+            [node],
+            "fold",
             [helper.make_value_info(n, onnx.TypeProto()) for n in feeds],
             [helper.make_value_info(n, onnx.TypeProto()) for n in outputs],
         )
         lone = helper.make_model(graph, opset_imports=model.skeleton.opset_import)
         results = ReferenceEvaluator(lone).run(None, feeds)
-    except Exception:  # the reference has no such operator: the value stays unknown, nothing is lost
+    except (
+        Exception
+    ):  # the reference has no such operator: the value stays unknown, nothing is lost
         return
     for name, result in zip(outputs, results, strict=True):
         if isinstance(result, np.ndarray | np.generic):

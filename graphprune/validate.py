@@ -105,9 +105,9 @@ def measure(
     labelled: Mapping[str, Array] | None = None,
 ) -> Verdict:
     """Output difference on random inputs, interleaved latency, and accuracy on labelled data."""
-    runners = [session(m, threads, provider) for m in (original, result)]
+    runners = (session(original, threads, provider), session(result, threads, provider))
     feeds = random_inputs(original, shapes, seed)
-    difference = compare_outputs(*runners, feeds)
+    difference = compare_outputs(runners[0], runners[1], feeds)
     latency, ratio = None, None
     if rounds:
         timing = time_interleaved(runners, [feeds, feeds], rounds)
@@ -134,7 +134,8 @@ def read_inputs(path: Path, model: Model, extra: tuple[str, ...] = ()) -> dict[s
     wanted = {value.name for value in model.inputs} | set(extra)
     if set(data) != wanted:
         raise UsageError(
-            f"the file holds {sorted(data)}", str(path),
+            f"the file holds {sorted(data)}",
+            str(path),
             f"It needs one array for each of {sorted(wanted)}.",
         )
     dtypes = {value.name: input_dtype(value) for value in model.inputs}

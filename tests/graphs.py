@@ -116,7 +116,9 @@ def _random_block(b: Builder, choose: random.Random, x: str, c: int) -> tuple[st
     return b.add(choose.choice(["Relu", "Tanh", "Sigmoid", "Erf"]), x), c
 
 
-def attention(heads: int = 4, width: int = 8, length: int = 5, packed: bool = False) -> onnx.ModelProto:
+def attention(
+    heads: int = 4, width: int = 8, length: int = 5, packed: bool = False
+) -> onnx.ModelProto:
     """Decomposed self-attention on [1, length, 6], separate or packed projections."""
     b = Builder(1)
     inner = heads * width
@@ -124,7 +126,9 @@ def attention(heads: int = 4, width: int = 8, length: int = 5, packed: bool = Fa
         qkv = b.add("MatMul", "x", b.weight(6, 3 * inner))
         split = b.add("Split", qkv, b.ints(inner, inner, inner), outputs=3, axis=2)
     else:
-        split = [b.add("Add", b.add("MatMul", "x", b.weight(6, inner)), b.weight(inner)) for _ in "qkv"]
+        split = [
+            b.add("Add", b.add("MatMul", "x", b.weight(6, inner)), b.weight(inner)) for _ in "qkv"
+        ]
     q, k, v = (
         b.add("Transpose", b.add("Reshape", t, b.ints(0, -1, heads, width)), perm=[0, 2, 1, 3])
         for t in split

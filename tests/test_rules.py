@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from graphprune.check import LawBroken, check_rule
+from graphprune.check import LawBrokenError, check_rule
 from graphprune.rules import BUILTIN
 from graphprune.rules.op import Op
 
@@ -160,14 +160,14 @@ def test_wrong_rule_is_caught() -> None:
     def careless(op: Op) -> None:
         op.same(op.input(0), op.output())
 
-    with pytest.raises(LawBroken):
+    with pytest.raises(LawBrokenError):
         check_rule(text("Softmax"), rules={**BUILTIN, ("", "Softmax"): careless})
 
     def forgetful(op: Op) -> None:
         BUILTIN["", "Conv"](op)
         op.relations.counts.clear()
 
-    with pytest.raises(LawBroken):
+    with pytest.raises(LawBrokenError):
         check_rule(text("Conv depthwise"), rules={**BUILTIN, ("", "Conv"): forgetful})
 
 
@@ -178,5 +178,5 @@ def test_wrong_movement_is_caught() -> None:
         op.tie(x[1].slots[::-1], y[1])
 
     square = HEAD.format(opset=13, inputs="float[2,4] x", outputs="float[2,4] y") + " {y = Relu(x)}"
-    with pytest.raises(LawBroken):
+    with pytest.raises(LawBrokenError):
         check_rule(square, rules={**BUILTIN, ("", "Relu"): swapped})

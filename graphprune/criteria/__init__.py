@@ -1,6 +1,6 @@
 """Importance of units: element-wise criteria lifted to groups (SPA, arXiv 2403.18955, section 3).
 
-    I[g, j] = NORM_g( AGG over parameter axes of g ( RED over the elements on unit j of s(theta) ) )
+I[g, j] = NORM_g( AGG over parameter axes of g ( RED over the elements on unit j of s(theta) ) )
 """
 
 from __future__ import annotations
@@ -97,8 +97,9 @@ def _parts(
             loaded = axis.tensor, model.array(axis.tensor)
         elements = criterion.element(loaded[1].astype(np.float32), axis.index, scoring.seed)
         at = axis.index if elements.ndim > 1 else 0
-        parts[axis.tensor, axis.index] = _part(role, elements, at, coupling.unit_of(axis.slots),
-                                               coupling.n_units, scoring.reduce)
+        parts[axis.tensor, axis.index] = _part(
+            role, elements, at, coupling.unit_of(axis.slots), coupling.n_units, scoring.reduce
+        )
     return parts
 
 
@@ -108,7 +109,7 @@ def _part(role: Role, elements: Array, axis: int, units: Array, n_units: int, ho
     powers = np.square(elements) if how == "l2" else elements
     slots = powers.sum(axis=others, dtype=np.float64)
     real = units >= 0
-    value = np.bincount(units[real], slots[real], n_units)
+    value = np.bincount(units[real], slots[real], n_units).astype(np.float64)
     if how == "l2":
         value = np.sqrt(value)
     elif how == "mean":
@@ -132,5 +133,9 @@ def _group_score(
     if not chosen:
         return np.ones(len(group))  # the criterion sees nothing here: all units are alike
     stack = np.stack([p.value[group.units] for p in chosen])
-    how = {"max": np.max, "prod": np.prod, "mean": np.mean}.get(scoring.aggregate, np.sum)
-    return np.asarray(how(stack, axis=0))
+    if scoring.aggregate == "max":
+        return np.asarray(stack.max(axis=0))
+    if scoring.aggregate == "prod":
+        return np.asarray(stack.prod(axis=0))
+    total = stack.sum(axis=0)
+    return np.asarray(total / len(stack) if scoring.aggregate == "mean" else total)

@@ -28,7 +28,7 @@ def squared(weights: Array, axis: int, seed: int) -> Array:
 def uniform(weights: Array, axis: int, seed: int) -> Scores:
     """A draw from [0, 1) per slot, decided by the seed, the shape and the axis alone."""
     key = zlib.crc32(f"{weights.shape}:{axis}".encode())
-    return np.random.default_rng([seed, key]).random(weights.shape[axis])
+    return np.asarray(np.random.default_rng([seed, key]).random(weights.shape[axis]))
 
 
 def distances(weights: Array, axis: int, seed: int) -> Scores:
@@ -50,14 +50,14 @@ def distances(weights: Array, axis: int, seed: int) -> Scores:
 
 def l2_of_parts(parts: list[Part]) -> Scores:
     """All elements of a unit as one vector: its squared norm, for LAMP."""
-    return np.sum([part.value for part in parts], axis=0)
+    return np.asarray(np.sum([part.value for part in parts], axis=0))
 
 
 def scale_or_rows(parts: list[Part]) -> Scores:
     """|gamma| of the unit's normalisations; where there are none (folded), the producers' L1."""
     scales = [p.value for p in parts if p.role == Role.SCALE]
     rows = [p.value for p in parts if p.role == Role.PRODUCER]
-    return np.sum(scales or rows or [p.value for p in parts], axis=0)
+    return np.asarray(np.sum(scales or rows or [p.value for p in parts], axis=0))
 
 
 def path_saliency(parts: list[Part]) -> Scores:
@@ -82,9 +82,7 @@ CRITERIA = (
     Criterion("random", uniform, doc="the control: a seeded draw"),
     Criterion("l1", absolute, doc="sum of magnitudes"),
     Criterion("l2", squared, doc="sum of squares"),
-    Criterion(
-        "fpgm", distances, frozenset({Role.PRODUCER}), doc="distance to the other filters"
-    ),
+    Criterion("fpgm", distances, frozenset({Role.PRODUCER}), doc="distance to the other filters"),
     Criterion(
         "lamp", squared, combine=l2_of_parts, normalise="lamp", doc="layer-adaptive magnitude"
     ),

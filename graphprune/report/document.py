@@ -6,10 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphprune import __version__
 from graphprune.analysis import Analysis, pinned_reasons
 from graphprune.coupling import Group
 from graphprune.runtime import Timing
+from graphprune.version import __version__
 
 if TYPE_CHECKING:
     from graphprune.api import Result

@@ -40,13 +40,17 @@ def result_table(result: Result) -> RenderableType:
     table.add_row(
         "parameters", _si(before.params), _si(after.params), _share(after.params, before.params)
     )
-    table.add_row("file", _bytes(before.bytes), _bytes(after.bytes), _share(after.bytes, before.bytes))
+    table.add_row(
+        "file", _bytes(before.bytes), _bytes(after.bytes), _share(after.bytes, before.bytes)
+    )
     if verdict.latency is not None and verdict.latency_ratio is not None:
         speed = f"{1 / verdict.latency_ratio[0]:.2f}x as fast"
         table.add_row("latency (median)", *(f"{ms:.2f} ms" for ms in verdict.latency), speed)
     if verdict.accuracy is not None:
         drop = (verdict.accuracy[1] - verdict.accuracy[0]) * 100
-        table.add_row("top-1", *(f"{a * 100:.2f} %" for a in verdict.accuracy), f"{drop:+.2f} points")
+        table.add_row(
+            "top-1", *(f"{a * 100:.2f} %" for a in verdict.accuracy), f"{drop:+.2f} points"
+        )
     if verdict.output_difference is not None:
         table.add_row("largest output difference", "", "", f"{verdict.output_difference:.3g}")
     if verdict.relative_error is not None:
@@ -77,12 +81,17 @@ def inspection(analysis: Analysis) -> RenderableType:
     costs = analysis.cost.of(analysis.nothing_removed)
     coupling = analysis.coupling
     head = Text(
-        f"{len(analysis.model.nodes)} nodes, {_si(costs.macs)} MACs, {_si(costs.params)} parameters; "
-        f"{coupling.n_units} units in {len(coupling.groups)} groups hold "
+        f"{len(analysis.model.nodes)} nodes, {_si(costs.macs)} MACs, "
+        f"{_si(costs.params)} parameters; {coupling.n_units} units in {len(coupling.groups)} groups hold "
         f"{analysis.cost.in_reach('macs') * 100:.1f} % of the MACs"
     )
     table = Table(title="groups", title_style="bold", header_style="bold")
-    for name, justify in (("#", "right"), ("first axis", "left"), ("units", "right"), ("axes", "right")):
+    for name, justify in (
+        ("#", "right"),
+        ("first axis", "left"),
+        ("units", "right"),
+        ("axes", "right"),
+    ):
         table.add_column(name, justify="right" if justify == "right" else "left", overflow="fold")
     for group in coupling.groups[:LARGEST_GROUPS]:
         table.add_row(str(group.index), group.name, str(len(group)), str(len(group.signature)))

@@ -17,11 +17,11 @@ from graphprune.rules import (
     pooling,
     recurrent,
 )
-from graphprune.rules.op import Op, Refused, Rule, Table
+from graphprune.rules.op import Op, RefusedError, Rule, Table
 from graphprune.shapes import Shapes
 from graphprune.slots import Slots, SlotTensor, number
 
-__all__ = ["BUILTIN", "Op", "Refused", "Rule", "Table", "relate"]
+__all__ = ["BUILTIN", "Op", "RefusedError", "Rule", "Table", "relate"]
 
 Rules = Mapping[tuple[str, str], Rule]
 
@@ -82,7 +82,7 @@ def _relate_node(
     try:
         if any(op.y):
             rule(op)
-    except Refused as refusal:
+    except RefusedError as refusal:
         return _pin_all(relations, names, f"{node.op_type}: {refusal}", index)
     _pin_unclaimed(relations, names, marks, node.op_type, index)
 

@@ -29,7 +29,7 @@ def projected_attention(op: Op) -> None:
 
 @table.rule("Attention", domain="com.microsoft")
 def packed_attention(op: Op) -> None:
-    """Projection ``w``: [in, q + k + v widths] inside the operator, then the scaled dot products."""
+    """Projection ``w``: [in, q + k + v widths] inside, then the scaled dot products."""
     x, w = op.input(0), op.input(1)
     op.macs(x[0], x[1], *w)
     third = w[1].slots[: len(w[1]) // 3]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphprune.rules.op import Op, Refused, Table
+from graphprune.rules.op import Op, RefusedError, Table
 
 table = Table()
 
@@ -46,7 +46,7 @@ def dropout(op: Op) -> None:
     """Identity at inference; the optional mask has the same shape."""
     training = op.value(2)
     if op.has(2) and (training is None or training.any()):
-        raise Refused("random at run time (training mode)")
+        raise RefusedError("random at run time (training mode)")
     for y in op.y:
         if y is not None:
             op.same(op.input(0), y)

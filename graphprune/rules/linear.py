@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from graphprune.rules.op import Op, Refused, Table
+from graphprune.rules.op import Op, RefusedError, Table
 from graphprune.slots import Axis
 
 table = Table()
@@ -100,7 +100,7 @@ def einsum(op: Op) -> None:
         dots = sorted({c for c in letters if c.startswith(".")}, key=lambda c: -int(c[1:]))
         result = dots + sorted(c for c in set(letters) - set(dots) if letters.count(c) == 1)
     if any(len(set(term)) != len(term) for term in named):
-        raise Refused("a diagonal (one letter twice in a term)")
+        raise RefusedError("a diagonal (one letter twice in a term)")
     first: dict[str, Axis] = dict(zip(result, y.axes, strict=True))
     for i, term in enumerate(named):
         for j, letter in enumerate(term):
@@ -110,14 +110,14 @@ def einsum(op: Op) -> None:
             elif letter in first and len(axis) == 1:
                 op.free(axis)
             first.setdefault(letter, axis)
-    for letter in first:
+    for letter, axis in first.items():
         places = [(i, t.index(letter)) for i, t in enumerate(named) if letter in t]
         if letter not in result:
-            op.consume(first[letter], *places[-1])
+            op.consume(axis, *places[-1])
         elif len(places) > 1 and not any(op.constant):
-            op.heads(first[letter])
+            op.heads(axis)
         elif len(places) == 1 and op.constant[places[0][0]]:
-            op.produce(op.input(places[0][0])[places[0][1]], first[letter])
+            op.produce(op.input(places[0][0])[places[0][1]], axis)
     op.macs(*first.values())
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
-from graphprune.rules.op import Op, Refused, Table
+from graphprune.rules.op import Op, RefusedError, Table
 from graphprune.slots import Axis, SlotTensor
 
 table = Table()
@@ -17,7 +19,7 @@ def reshape(op: Op) -> None:
     regroup(op, x, y)
     target = op.list_of("shape", 1)
     if target is None:
-        raise Refused("no target shape")
+        raise RefusedError("no target shape")
     for i, size in enumerate(target):
         if size > 0 and op.attr("shape") is None:
             op.count_input(1, i, y[i])
@@ -44,9 +46,9 @@ def regroup(op: Op, x: SlotTensor, y: SlotTensor) -> None:
     points inside is a fold of the parts between them; a part that is an axis on both sides is tied.
     """
     if 0 in x.shape or np.prod(x.shape) != np.prod(y.shape):
-        raise Refused("input and output sizes differ")
+        raise RefusedError("input and output sizes differ")
     cuts = sorted({*_cuts(x), *_cuts(y)})
-    if any(b % a for a, b in zip(cuts, cuts[1:], strict=False)):
+    if any(b % a for a, b in pairwise(cuts)):
         return _regroup_blocks(op, x, y)
     owner = {(low, high): axis for axis, low, high in _spans(x)}
     for axis, low, high in _spans(y):
@@ -56,11 +58,11 @@ def regroup(op: Op, x: SlotTensor, y: SlotTensor) -> None:
             owner[low, high] = axis
     parts = {
         (low, high): owner[low, high].slots if (low, high) in owner else op.virtual(high // low)
-        for low, high in zip(cuts, cuts[1:], strict=False)
+        for low, high in pairwise(cuts)
     }
     for axis, low, high in [*_spans(x), *_spans(y)]:
         inside = [c for c in cuts if low <= c <= high]
-        pairs = list(zip(inside, inside[1:], strict=False))[::-1]
+        pairs = list(pairwise(inside))[::-1]
         if len(pairs) > 1:
             op.fold(axis, [parts[pair] for pair in pairs])
     op.free(*(axis for axis in (*x, *y) if len(axis) == 1))
@@ -128,7 +130,7 @@ def slice_(op: Op) -> None:
     x, y = op.input(0), op.output()
     starts, ends = op.list_of("starts", 1), op.list_of("ends", 2)
     if starts is None or ends is None:
-        raise Refused("no starts or ends")
+        raise RefusedError("no starts or ends")
     axes = op.list_of("axes", 3) or list(range(len(starts)))
     steps = op.list_of("steps", 4) or [1] * len(starts)
     axes = [axis % x.rank for axis in axes]
@@ -217,7 +219,7 @@ def pad(op: Op) -> None:
     x, y = op.input(0), op.output()
     pads = op.list_of("pads", 1)
     if pads is None:
-        raise Refused("no pads")
+        raise RefusedError("no pads")
     axes = [a % x.rank for a in op.list_of("axes", 3) or range(x.rank)]
     constant = op.attr("mode", "constant") == "constant"
     for i, axis in enumerate(axes):

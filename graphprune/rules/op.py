@@ -43,7 +43,7 @@ class Table(dict[tuple[str, str], Rule]):
         return enter
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A rule cannot describe this node; everything it touches is pinned with the reason."""
 
 
@@ -77,7 +77,7 @@ class Op:
         """An axis attribute, as a non-negative number for the first input's rank."""
         value = self.attr(name, default)
         if value is None:
-            raise Refused(f"attribute {name!r} is missing")
+            raise RefusedError(f"attribute {name!r} is missing")
         return int(value) % max(1, self.input(0).rank if rank is None else rank)
 
     def has(self, index: int) -> bool:
@@ -86,13 +86,13 @@ class Op:
     def input(self, index: int) -> SlotTensor:
         tensor = self.x[index] if index < len(self.x) else None
         if tensor is None:
-            raise Refused(f"input {index} is absent")
+            raise RefusedError(f"input {index} is absent")
         return tensor
 
     def output(self, index: int = 0) -> SlotTensor:
         tensor = self.y[index] if index < len(self.y) else None
         if tensor is None:
-            raise Refused(f"output {index} is absent")
+            raise RefusedError(f"output {index} is absent")
         return tensor
 
     def value(self, index: int) -> Array | None:
@@ -108,7 +108,7 @@ class Op:
         if value is not None:
             return [int(v) for v in value.reshape(-1)]
         if index < len(self.node.input) and self.node.input[index]:
-            raise Refused(f"input {index} ({attr}) is not known before run time")
+            raise RefusedError(f"input {index} ({attr}) is not known before run time")
         return None
 
     # --- what a rule says ---
@@ -117,7 +117,7 @@ class Op:
         """Slots of ``a`` and ``b`` live or die together, pairwise."""
         first, second = _flat(a), _flat(b)
         if len(first) != len(second):
-            raise Refused(f"axes of {len(first)} and {len(second)} slots do not correspond")
+            raise RefusedError(f"axes of {len(first)} and {len(second)} slots do not correspond")
         self.relations.ties.append(Tie(first, second, self.index))
 
     def same(self, a: SlotTensor, b: SlotTensor, but: Sequence[int] = ()) -> None:
@@ -143,7 +143,7 @@ class Op:
     def fold(self, whole: Slotted, parts: Sequence[Slotted]) -> None:
         """``whole`` is the row-major product of ``parts``; one part at most carries removals."""
         if math.prod(len(part) for part in parts) != len(whole):
-            raise Refused(f"an axis of {len(whole)} is no product of its parts")
+            raise RefusedError(f"an axis of {len(whole)} is no product of its parts")
         real = [_flat(part) for part in parts if len(part) != 1]
         for part in parts:
             if len(part) == 1:
@@ -196,15 +196,11 @@ class Op:
 
     def count_attr(self, attr: str, slots: Slotted, element: int | None = None) -> None:
         """Attribute ``attr`` (or one element of it) is the number of surviving slots."""
-        self.relations.counts.append(
-            Count(self.index, _flat(slots), attr=attr, element=element)
-        )
+        self.relations.counts.append(Count(self.index, _flat(slots), attr=attr, element=element))
 
     def count_input(self, index: int, element: int | None, slots: Slotted) -> None:
         """One element of input ``index`` is the number of surviving slots."""
-        self.relations.counts.append(
-            Count(self.index, _flat(slots), input=index, element=element)
-        )
+        self.relations.counts.append(Count(self.index, _flat(slots), input=index, element=element))
 
     def renumber(self, index: int, slots: Slotted) -> None:
         """Input ``index`` holds positions along these slots."""

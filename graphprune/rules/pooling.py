@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphprune.rules.op import Op, Refused, Table
+from graphprune.rules.op import Op, RefusedError, Table
 
 table = Table()
 
@@ -18,7 +18,7 @@ def pool(op: Op) -> None:
 def max_pool(op: Op) -> None:
     """The optional indices count through the whole tensor, so channels must not move."""
     if any(op.y[1:]):
-        raise Refused("indices into the flattened tensor are an output")
+        raise RefusedError("indices into the flattened tensor are an output")
     pool(op)
 
 
@@ -52,5 +52,3 @@ def grid_sample(op: Op) -> None:
 def roi(op: Op) -> None:
     """One output per region of interest; channels go through."""
     op.tie(op.input(0)[1], op.output()[1])
-
-

@@ -9,7 +9,7 @@ table = Table()
 
 @table.rule("LSTM", "GRU", "RNN")
 def recurrent(op: Op) -> None:
-    """``x``: [seq, batch, in], ``w``: [dirs, gates * hidden, in], ``r``: [dirs, gates * hidden, hidden].
+    """``x``: [seq, batch, in]; ``w`` and ``r``: [dirs, gates * hidden, in or hidden].
 
     With ``layout`` 1 the first two axes of ``x`` change places; their product is the same.
     """

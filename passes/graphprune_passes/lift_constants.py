@@ -39,10 +39,14 @@ class LiftConstants:
                     nodes.append(node)
                     continue
                 lifted[node.output[0]] = tensor
-                changes.append(Change(self.name, node.output[0], "Constant", "node", "initialiser", ""))
+                changes.append(
+                    Change(self.name, node.output[0], "Constant", "node", "initialiser", "")
+                )
             elif self._bypassed(node, model, lifted, alias, outputs):
                 alias[node.output[0]] = alias.get(node.input[0], node.input[0])
-                changes.append(Change(self.name, node.output[0], "Identity", "node", "bypassed", ""))
+                changes.append(
+                    Change(self.name, node.output[0], "Identity", "node", "bypassed", "")
+                )
             else:
                 nodes.append(node)
         if not changes:
