@@ -50,7 +50,7 @@ class Options:
     size: float | None = None
     criterion: str = "l1"
     scoring: Scoring = field(default_factory=Scoring)
-    spread: str = "global"
+    spread: str = "balanced"
     hardware: str = "auto"
     round_to: int | None = None
     min_channels: int | None = None
@@ -81,7 +81,7 @@ class Options:
                 "no budget is given",
                 hint="Say how much may remain, for example --target-flops 0.5.",
             )
-        if self.spread not in ("global", "uniform"):
+        if self.spread not in ("global", "uniform", "balanced"):
             raise UsageError(f"--spread {self.spread!r} is unknown", hint="global or uniform")
         return budgets
 

@@ -43,14 +43,16 @@ def allocate(
     scores: Scores,
     target: Target,
     budgets: Mapping[str, float],
-    spread: str = "global",
+    spread: str = "balanced",
     allow_miss: bool = False,
 ) -> Decision:
     """Remove the least important steps until every budget holds, then give back what fits.
 
     ``budgets`` maps a kind of cost to the share that may remain. A step takes a group from one
-    count on the grid to the next; steps are ranked by the mean score of their units (``global``)
-    or by the share of the group they leave (``uniform``). Costs are evaluated exactly. With
+    count on the grid to the next. Steps are ranked by the mean score of their units (``global``),
+    by the share of the group gone after them (``uniform``), or by both multiplied (``balanced``:
+    damage grows with what has left already). A grid too coarse for the budget is halved, which is
+    then said, unless the user asked for just this grid. Costs are evaluated exactly. With
     ``allow_miss`` a budget out of reach is approached as far as possible, which is then said.
 
     Raises ``NothingPrunableError`` without units, ``TargetError`` where all steps are not enough.
@@ -61,11 +63,25 @@ def allocate(
             "nothing in this model can be pruned: every channel is pinned",
             hint="`graphprune inspect MODEL` lists what pins what.",
         )
-    held = _units_that_hold_an_axis_open(analysis, scores, target)
-    ladders = [_ladder(analysis, group, scores, target, held) for group in coupling.groups]
-    steps = _ranked_steps(ladders, scores, spread)
     before = analysis.cost.of(analysis.nothing_removed)
     limits = {kind: share * before.of(kind) for kind, share in budgets.items()}
+    notes: tuple[str, ...] = ()
+    grid = target
+    while True:
+        held = _units_that_hold_an_axis_open(analysis, scores, grid)
+        ladders = [_ladder(analysis, group, scores, grid, held) for group in coupling.groups]
+        last = np.array([len(ladder.counts) - 1 for ladder in ladders], dtype=np.int64)
+        least = _mask(ladders, last, coupling.n_units)
+        reach = analysis.cost.of(least)
+        if all(reach.of(kind) <= limit for kind, limit in limits.items()):
+            break
+        if grid.strict or grid.finest:
+            shares = {kind: reach.of(kind) / max(before.of(kind), 1) for kind in budgets}
+            return _missed(budgets, shares, least, target, allow_miss)
+        grid = grid.halved()
+        notes = (f"the grid of target {target.name} is too coarse for this budget: {grid}",)
+    weight = _macs_per_time(analysis, ladders, target)
+    steps = _ranked_steps(ladders, scores, spread, weight)
 
     def fits(levels: NDArray[np.int64]) -> bool:
         after = analysis.cost.of(_mask(ladders, levels, coupling.n_units))
@@ -74,18 +90,6 @@ def allocate(
     def levels_after(count: int) -> NDArray[np.int64]:
         return np.bincount([g for g, _ in steps[:count]], minlength=len(ladders))
 
-    if not fits(levels_after(len(steps))):
-        least = _mask(ladders, levels_after(len(steps)), coupling.n_units)
-        reach = {k: analysis.cost.of(least).of(k) / max(before.of(k), 1) for k in budgets}
-        missed = _missed(budgets, reach)
-        if allow_miss:
-            return Decision(least, (f"budget missed: {missed}",))
-        raise TargetError(
-            f"the budget cannot be reached: {missed}",
-            f"target {target.name}",
-            "Ask for less, take what is reachable with --allow-miss, allow smaller layers with "
-            "--min-channels 1 or --round-to 1; `graphprune inspect MODEL` lists what is pinned.",
-        )
     low, high = 0, len(steps)
     while low < high:
         middle = (low + high) // 2
@@ -94,14 +98,29 @@ def allocate(
     removed = _mask(ladders, levels, coupling.n_units)
     after = analysis.cost.of(removed)
     shares = {kind: after.of(kind) / max(before.of(kind), 1) for kind in budgets}
-    return Decision(removed, _grid_notes(budgets, shares, target))
+    return Decision(removed, (*notes, *_grid_notes(budgets, shares, grid)))
 
 
-def _missed(budgets: Mapping[str, float], reach: Mapping[str, float]) -> str:
-    return ", ".join(
+def _missed(
+    budgets: Mapping[str, float],
+    reach: Mapping[str, float],
+    least: Mask,
+    target: Target,
+    allow_miss: bool,
+) -> Decision:
+    """The smallest there is, where that was allowed; else an error that says how far it goes."""
+    missed = ", ".join(
         f"{kind} {share:g} (reachable {reach[kind]:.3f})"
         for kind, share in budgets.items()
         if reach[kind] > share
+    )
+    if allow_miss:
+        return Decision(least, (f"budget missed: {missed}",))
+    raise TargetError(
+        f"the budget cannot be reached: {missed}",
+        f"target {target.name}",
+        "Ask for less, take what is reachable with --allow-miss, or allow smaller layers with "
+        "--min-channels 1 or --round-to 1; `graphprune inspect MODEL` lists what is pinned.",
     )
 
 
@@ -125,9 +144,6 @@ def _ladder(
     order = group.units[np.argsort(importance, kind="stable")]
     step, width = _step_of(analysis, group, target)
     size = len(group)
-    if not target.strict:
-        while step > 1 and size < 2 * step:
-            step //= 2  # a small layer gets half steps rather than none
     least = max(1, math.ceil(target.minimum / width), int(held[group.units].sum()))
     counts = [k for k in range(size // step * step, 0, -step) if k >= least]
     return _Ladder(order, sorted({size, *counts}, reverse=True))
@@ -179,7 +195,29 @@ def _units_that_hold_an_axis_open(analysis: Analysis, scores: Scores, target: Ta
         held[best] = True
 
 
-def _ranked_steps(ladders: list[_Ladder], scores: Scores, spread: str) -> list[tuple[int, int]]:
+def _macs_per_time(analysis: Analysis, ladders: list[_Ladder], target: Target) -> Scores:
+    """For each group, MACs saved per time saved, by the target's roofline, in (0, 1].
+
+    Among units of equal importance those go first whose MACs take longest: the wide maps of early
+    layers, where memory and not arithmetic is the limit.
+    """
+    weight = np.ones(len(ladders))
+    if not target.macs_per_element:
+        return weight
+    before = analysis.cost.of(analysis.nothing_removed)
+    for g, ladder in enumerate(ladders):
+        removed = np.zeros(analysis.coupling.n_units, dtype=bool)
+        removed[ladder.order[: len(ladder.order) // 2]] = True
+        after = analysis.cost.of(removed)
+        macs = before.macs - after.macs
+        moved = (before.traffic - after.traffic) * target.macs_per_element
+        weight[g] = macs / (macs + moved) if macs > 0 else 1.0
+    return weight
+
+
+def _ranked_steps(
+    ladders: list[_Ladder], scores: Scores, spread: str, weight: Scores
+) -> list[tuple[int, int]]:
     """(group, level) of every step, the one to take first in front."""
     keyed = []
     for g, ladder in enumerate(ladders):
@@ -189,6 +227,9 @@ def _ranked_steps(ladders: list[_Ladder], scores: Scores, spread: str) -> list[t
             leaving = ladder.order[size - ladder.counts[level - 1] : size - ladder.counts[level]]
             share = 1 - ladder.counts[level] / size
             rank = share if spread == "uniform" else float(scores[leaving].mean())
+            if spread == "balanced":
+                rank *= share
+            rank = rank * weight[g] if rank > 0 else rank / weight[g]
             highest = max(highest, rank)  # a group's steps are taken in their order
             keyed.append((highest, g, level))
     return [(g, level) for _, g, level in sorted(keyed)]

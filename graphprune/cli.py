@@ -133,9 +133,9 @@ budget_options = _options(
     ),
     click.option(
         "--spread",
-        default="global",
+        default="balanced",
         show_default=True,
-        help="Rank all units together (global), or take equal shares (uniform).",
+        help="Rank steps by score (global), by share taken (uniform), or by both (balanced).",
     ),
     click.option(
         "--target-hardware",

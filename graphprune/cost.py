@@ -14,16 +14,18 @@ from graphprune.model import Model, tensor_bytes
 from graphprune.shapes import Shapes
 from graphprune.slots import SlotArray
 
-KINDS = ("macs", "params", "bytes")
+KINDS = ("macs", "params", "bytes", "traffic")
 
 
 @dataclass(frozen=True)
 class Costs:
-    """MACs for one inference at the analysed shapes, parameters, bytes of the file."""
+    """MACs for one inference at the analysed shapes, parameters, bytes of the file, and traffic:
+    elements that the operators with MACs read and write besides their weights."""
 
     macs: float
     params: float
     bytes: float
+    traffic: float
 
     def of(self, kind: str) -> float:
         return float(getattr(self, kind))
@@ -88,9 +90,13 @@ def cost_model(model: Model, shapes: Shapes, coupling: Coupling) -> CostModel:
                 coefficient *= len(slots)
         raw[kind].append((coefficient, places, owner))
 
+    slots = coupling.relations.slots.tensors
     for macs in coupling.relations.macs:
         enter("macs", 1.0, macs.factors, macs.node)
-    slots = coupling.relations.slots.tensors
+        node = model.nodes[macs.node]
+        for name in (*node.input, *node.output):
+            if name in slots and name not in model.constant_names:
+                enter("traffic", 1.0, [axis.slots for axis in slots[name]], macs.node)
     stored = 0
     for i, (name, tensor) in enumerate(model.initializers.items()):
         axes = [axis.slots for axis in slots[name]] if name in slots else []
@@ -111,7 +117,9 @@ def cost_model(model: Model, shapes: Shapes, coupling: Coupling) -> CostModel:
     length = np.array([*(len(e) for e in extents), 1], dtype=np.float64)
     width = coupling.widths([*extents, np.empty(0, np.int64)])
     terms = {kind: _pack(entries, len(extents)) for kind, entries in raw.items()}
-    return CostModel(length, width, terms, {"macs": 0.0, "params": 0.0, "bytes": overhead})
+    return CostModel(
+        length, width, terms, {"macs": 0.0, "params": 0.0, "bytes": overhead, "traffic": 0.0}
+    )
 
 
 def _pack(entries: list[tuple[float, list[int], int]], one: int) -> _Terms:

@@ -12,7 +12,7 @@ from typing import Any
 
 from graphprune.errors import UsageError
 
-KEYS = {"name", "description", "minimum", "multiple"}
+KEYS = {"name", "description", "minimum", "multiple", "macs_per_element"}
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,20 @@ class Target:
     description: str = ""
     minimum: int = 1
     multiple: Mapping[str, int] = field(default_factory=dict)
-    strict: bool = False  # --round-to: small layers get no finer steps
+    macs_per_element: float = 0.0  # roofline balance: MACs in the time of one element of traffic
+    strict: bool = False  # --round-to: the grid is never made finer
 
     def multiple_of(self, operator: str) -> int:
         return self.multiple.get(operator, self.multiple.get("default", 1))
+
+    @property
+    def finest(self) -> bool:
+        return self.minimum == 1 and all(step == 1 for step in self.multiple.values())
+
+    def halved(self) -> Target:
+        """The same target with half as wide steps, for models too small for its grid."""
+        steps = {operator: max(1, step // 2) for operator, step in self.multiple.items()}
+        return replace(self, multiple=steps, minimum=max(1, self.minimum // 2))
 
     def __str__(self) -> str:
         steps = ", ".join(f"{k} {v}" for k, v in self.multiple.items())
@@ -101,4 +111,5 @@ def _parse(text: str, where: str) -> Target:
         str(data.get("description", "")),
         data.get("minimum", 1),
         multiple,
+        float(data.get("macs_per_element", 0.0)),
     )

@@ -82,7 +82,8 @@ def inspection(analysis: Analysis) -> RenderableType:
     coupling = analysis.coupling
     head = Text(
         f"{len(analysis.model.nodes)} nodes, {_si(costs.macs)} MACs, "
-        f"{_si(costs.params)} parameters; {coupling.n_units} units in {len(coupling.groups)} groups hold "
+        f"{_si(costs.params)} parameters; "
+        f"{coupling.n_units} units in {len(coupling.groups)} groups hold "
         f"{analysis.cost.in_reach('macs') * 100:.1f} % of the MACs"
     )
     table = Table(title="groups", title_style="bold", header_style="bold")

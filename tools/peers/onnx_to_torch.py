@@ -120,7 +120,8 @@ class OnnxModule(nn.Module):
 
     def _add_function(self, node: onnx.NodeProto, attributes: Attributes) -> None:
         if node.op_type not in FUNCTIONS:
-            raise NotImplementedError(f"{node.op_type} ({node.name})")
+            what = f"{node.op_type} ({node.name})"
+            raise NotImplementedError(f"not the peer: the benchmark's converter knows no {what}")
         for name in node.input:
             if name in self.weights and name not in self.parameter_names:
                 own = f"parameter_{len(self.parameter_names)}"

@@ -25,6 +25,16 @@ from tools.peers.time_models import feeds, run_once, session
 TRIES, SLACK = 9, 0.002
 
 
+def write(model: onnx.ModelProto, target: Path) -> None:
+    """Save a pruned model, and make sure that it runs."""
+    onnx.save(model, target)
+    try:
+        written = session(str(target), threads=1)
+        run_once(written, feeds(written))
+    except Exception as error:
+        raise RuntimeError(f"the result does not run: {error}") from error
+
+
 def search(source: Path, target: Path, share: float, simplify: bool) -> dict[str, Any]:
     """One way: bisect the ratio, write the best result, run it."""
     model = onnx.load(source)
@@ -36,14 +46,16 @@ def search(source: Path, target: Path, share: float, simplify: bool) -> dict[str
 
     def attempt(ratio: float) -> tuple[int, onnx.ModelProto]:
         pruned = onnxsim.apply_structured_pruning(model, sparsity=ratio, importance_norm="l1")
-        return count_macs(pruned), pruned
+        try:
+            return count_macs(pruned), pruned
+        except ValueError:
+            write(pruned, target)  # if it is broken, ONNX Runtime says where
+            raise
 
     found = bisect_ratio(attempt, share * dense, TRIES, SLACK * dense)
+    write(found.result, target)
     if found.macs > share * dense:
         raise ValueError(f"target not reached: {found.macs / dense:.1%} of the MACs left at best")
-    onnx.save(found.result, target)
-    runnable = session(str(target), threads=1)
-    run_once(runnable, feeds(runnable))
     return {
         "seconds": simplified + found.seconds,
         "tries": found.tries,
@@ -62,6 +74,7 @@ def run(source: Path, target: Path, twin: Path | None, share: float) -> dict[str
             return {"way": way, "failed": failed} | search(path, target, share, simplify)
         except Exception as error:  # whatever the peer raises is its result
             failed[way] = reason(error)
+            target.unlink(missing_ok=True)
     return {"failed": failed, "error": "; ".join(f"{way}: {why}" for way, why in failed.items())}
 
 

@@ -1,6 +1,7 @@
 """What a user of a tool that takes only a ratio does: try ratios until the target is met."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -56,6 +57,6 @@ def emit(document: dict[str, Any]) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """One line that names an error."""
-    text = " ".join(str(error).split())
+    """One line that names an error, without the folders of this machine."""
+    text = " ".join(re.sub(r"(/[\w.-]+)+/(?=[\w.-]+\.onnx)", "", str(error)).split())
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
