@@ -16,6 +16,7 @@ from graphprune.relations import Role
 from graphprune.targets import Target
 
 SLACK = 0.02  # a result further below its budget than this is said to be limited by the grid
+MOST_GIVEN_BACK = 256  # tries; each costs one evaluation of the whole cost model
 Scores = NDArray[np.float64]
 
 
@@ -159,7 +160,8 @@ def _step_of(analysis: Analysis, group: Group, target: Target) -> tuple[int, int
         if role not in (Role.PRODUCER, Role.CONSUMER):
             continue
         units = coupling.unit_of(axis.slots)
-        counts = np.bincount(units[units >= 0], minlength=coupling.n_units)[group.units]
+        found, counts = np.unique(units, return_counts=True)
+        counts = counts[np.searchsorted(found, group.units)]
         if counts.min() != counts.max():
             continue  # units of unequal width have no common grid
         operators = {model.nodes[i].op_type for i, _ in model.consumers[tensor]}
@@ -201,18 +203,12 @@ def _macs_per_time(analysis: Analysis, ladders: list[_Ladder], target: Target) -
     Among units of equal importance those go first whose MACs take longest: the wide maps of early
     layers, where memory and not arithmetic is the limit.
     """
-    weight = np.ones(len(ladders))
     if not target.macs_per_element:
-        return weight
-    before = analysis.cost.of(analysis.nothing_removed)
-    for g, ladder in enumerate(ladders):
-        removed = np.zeros(analysis.coupling.n_units, dtype=bool)
-        removed[ladder.order[: len(ladder.order) // 2]] = True
-        after = analysis.cost.of(removed)
-        macs = before.macs - after.macs
-        moved = (before.traffic - after.traffic) * target.macs_per_element
-        weight[g] = macs / (macs + moved) if macs > 0 else 1.0
-    return weight
+        return np.ones(len(ladders))
+    macs = analysis.cost.marginal("macs")
+    time = macs + analysis.cost.marginal("traffic") * target.macs_per_element
+    sums = [(macs[ladder.order].sum(), time[ladder.order].sum()) for ladder in ladders]
+    return np.array([saved / spent if saved > 0 else 1.0 for saved, spent in sums])
 
 
 def _ranked_steps(
@@ -249,7 +245,7 @@ def _give_back(
 ) -> NDArray[np.int64]:
     """Undo steps, the most important first, wherever the budget still holds without them."""
     levels = levels.copy()
-    for group, level in reversed(taken):
+    for group, level in taken[: -MOST_GIVEN_BACK - 1 : -1]:
         if levels[group] != level:
             continue  # a later step of this group stayed
         levels[group] -= 1

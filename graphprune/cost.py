@@ -67,6 +67,14 @@ class CostModel:
         values = self.per_term("macs", removed)
         return np.bincount(owners, values, minlength=n_nodes).astype(np.float64)
 
+    def marginal(self, kind: str) -> NDArray[np.float64]:
+        """What each unit saves if it leaves the whole model alone (first order)."""
+        terms = self.terms[kind]
+        share = self.per_term(kind, np.zeros(self.width.shape[1], dtype=bool))
+        per_slot = share[:, None] / self.length[terms.factor]
+        slope = np.bincount(terms.factor.ravel(), per_slot.ravel(), minlength=len(self.length))
+        return np.asarray(self.width.T @ slope)
+
     def in_reach(self, kind: str) -> float:
         """Share of the cost in terms that some unit makes smaller."""
         movable = np.asarray(self.width.sum(axis=1) > 0).reshape(-1)

@@ -65,11 +65,11 @@ def cut(
     touched_tensors = {
         name for name, tensor in slots.items() if any(not alive[a.slots].all() for a in tensor)
     }
-    touched = [
+    touched = {
         i
         for i, node in enumerate(model.nodes)
         if touched_tensors.intersection(node.input) or touched_tensors.intersection(node.output)
-    ]
+    }
     initializers = _slice_initializers(edit, coupling, touched_tensors)
     grouped: dict[tuple[int, str | int], list[Count]] = defaultdict(list)
     for count in relations.counts:
@@ -77,7 +77,7 @@ def cut(
         assert where is not None
         grouped[count.node, where].append(count)
     for (node, where), counts in grouped.items():
-        if node in set(touched) or any(not alive[c.slots].all() for c in counts):
+        if node in touched or any(not alive[c.slots].all() for c in counts):
             _write_counts(edit, node, where, counts)
     for renumber in relations.renumbers:
         if not alive[renumber.slots].all():
@@ -85,7 +85,7 @@ def cut(
     for node in relations.shape_reads:
         if model.nodes[node].input[0] in touched_tensors:
             _keep_reading_original_shape(edit, node, coupling)
-    for i in touched:
+    for i in sorted(touched):
         entry = edit.nodes[i].metadata_props.add()
         entry.key, entry.value = "graphprune.pass", PASS
     order = [

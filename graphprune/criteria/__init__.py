@@ -27,7 +27,12 @@ class Part:
     """One parameter axis's contribution to the units of its group."""
 
     role: Role
-    value: Scores  # [units], 0 where the axis has no slot of the unit
+    units: NDArray[np.int64]  # the units that take slots from the axis, ascending
+    value: Scores  # one number for each of them
+
+    def of(self, units: NDArray[np.int64]) -> Part:
+        """The same part, for some of its units in the order given."""
+        return Part(self.role, units, self.value[np.searchsorted(self.units, units)])
 
 
 @dataclass(frozen=True)
@@ -98,24 +103,24 @@ def _parts(
         elements = criterion.element(loaded[1].astype(np.float32), axis.index, scoring.seed)
         at = axis.index if elements.ndim > 1 else 0
         parts[axis.tensor, axis.index] = _part(
-            role, elements, at, coupling.unit_of(axis.slots), coupling.n_units, scoring.reduce
+            role, elements, at, coupling.unit_of(axis.slots), scoring.reduce
         )
     return parts
 
 
-def _part(role: Role, elements: Array, axis: int, units: Array, n_units: int, how: str) -> Part:
+def _part(role: Role, elements: Array, axis: int, unit_of_slot: Array, how: str) -> Part:
     """RED: sum, mean or a norm of the elements behind each unit, summed in float64."""
     others = tuple(i for i in range(elements.ndim) if i != axis)
     powers = np.square(elements) if how == "l2" else elements
     slots = powers.sum(axis=others, dtype=np.float64)
-    real = units >= 0
-    value = np.bincount(units[real], slots[real], n_units).astype(np.float64)
+    real = unit_of_slot >= 0
+    units, place = np.unique(unit_of_slot[real], return_inverse=True)
+    value = np.bincount(place, slots[real], len(units)).astype(np.float64)
     if how == "l2":
         value = np.sqrt(value)
     elif how == "mean":
-        count = np.bincount(units[real], minlength=n_units) * (elements.size / max(len(slots), 1))
-        value = value / np.maximum(count, 1)
-    return Part(role, value)  # elements are non-negative: their L1 norm is their sum
+        value /= np.bincount(place, minlength=len(units)) * (elements.size / max(len(slots), 1))
+    return Part(role, units, value)  # elements are non-negative: their L1 norm is their sum
 
 
 def _group_score(
@@ -124,15 +129,14 @@ def _group_score(
     criterion: Criterion,
     scoring: Scoring,
 ) -> Scores:
-    mine = [parts[axis] for axis in group.signature if axis in parts]
+    mine = [parts[axis].of(group.units) for axis in group.signature if axis in parts]
     if criterion.combine is not None:
-        local = [Part(p.role, p.value[group.units]) for p in mine]
-        return criterion.combine(local) if local else np.ones(len(group))
+        return criterion.combine(mine) if mine else np.ones(len(group))
     wanted = {"producers": Role.PRODUCER, "consumers": Role.CONSUMER}.get(scoring.aggregate)
     chosen = [p for p in mine if wanted is None or p.role == wanted] or mine
     if not chosen:
         return np.ones(len(group))  # the criterion sees nothing here: all units are alike
-    stack = np.stack([p.value[group.units] for p in chosen])
+    stack = np.stack([p.value for p in chosen])
     if scoring.aggregate == "max":
         return np.asarray(stack.max(axis=0))
     if scoring.aggregate == "prod":
