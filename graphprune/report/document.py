@@ -37,6 +37,7 @@ def result_document(result: Result, model: str | Path, output: str | Path | None
         "output_difference": verdict.output_difference,
         "latency_quartiles": verdict.latency_ratio and list(verdict.latency_ratio[1:]),
         "pinned": [asdict(pin) for pin in result.pinned],
+        "prunable": result.prunable,
         "notes": list(result.notes),
         "options": dict(result.plan.options),
         "seconds": sum(result.seconds.get(stage, 0.0) for stage in TO_RESULT),
