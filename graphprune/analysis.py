@@ -155,4 +155,4 @@ def _where(model: Model, nodes: Sequence[int]) -> str:
 def _reason_row(model: Model, reason: str, entries: list[tuple[Axis, Pin, float]]) -> PinnedReason:
     where = _where(model, [pin.node for _, pin, _ in entries if pin.node >= 0])
     channels = sum(len(axis) for axis, _, _ in entries)
-    return PinnedReason(reason, where, len(entries), channels, sum(e[2] for e in entries))
+    return PinnedReason(reason, where, len(entries), channels, float(sum(e[2] for e in entries)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from graphprune.relations import Count
 from graphprune.shapes import Shapes
 
 PASS = "remove_channels"
+TO_THE_END = 2**31 - 1  # a Slice's bound beyond any axis: -0 would mean its beginning
 Namer = Callable[[str], str]
 
 
@@ -33,8 +35,16 @@ class _Edit:
     constants: dict[str, Array]
     changes: list[Change]
 
-    def count(self, slots: Array) -> int:
+    def survivors(self, slots: Array) -> int:
         return int(self.alive[slots].sum())
+
+    def changed(self, counts: list[Count]) -> list[tuple[int, int]]:
+        """(element, new value) of the counts that lost slots; the others keep what they say."""
+        return [
+            (count.element or 0, (-left or TO_THE_END) if count.negative else left)
+            for count in counts
+            if (left := self.survivors(count.slots)) != len(count.slots)
+        ]
 
     def constant(self, base: str, value: Array) -> str:
         """Name of a new constant; equal ones under one base are one."""
@@ -132,18 +142,18 @@ def _write_counts(edit: _Edit, index: int, where: str | int, counts: list[Count]
 def _write_attribute(edit: _Edit, index: int, name: str, counts: list[Count]) -> None:
     node = edit.nodes[index]
     old = next((a for a in node.attribute if a.name == name), None)
-    value = helper.get_attribute_value(old) if old is not None else [0] * len(counts)
+    value: Any = helper.get_attribute_value(old) if old is not None else None
     new: int | list[int]
-    if counts[0].element is None:
-        new = edit.count(counts[0].slots)
+    if old is None:  # an omitted list means equal parts, which they may no longer be
+        new = [edit.survivors(count.slots) for count in counts]
+    elif not edit.changed(counts):
+        return
+    elif counts[0].element is None:
+        new = edit.changed(counts)[0][1]
     else:
         new = list(value)
-        for count in counts:
-            assert count.element is not None
-            new[count.element] = edit.count(count.slots)
-        value = list(value)
-    if new == value:
-        return
+        for element, number in edit.changed(counts):
+            new[element] = number
     if old is not None:
         node.attribute.remove(old)
     node.attribute.append(helper.make_attribute(name, new))
@@ -154,7 +164,7 @@ def _write_input(edit: _Edit, index: int, position: int, counts: list[Count]) ->
     node = edit.nodes[index]
     source = node.input[position] if position < len(node.input) else ""
     if not source:
-        sizes = [edit.count(c.slots) for c in sorted(counts, key=lambda c: c.element or 0)]
+        sizes = [edit.survivors(c.slots) for c in sorted(counts, key=lambda c: c.element or 0)]
         while len(node.input) <= position:
             node.input.append("")
         node.input[position] = edit.constant(label(node), np.array(sizes, np.int64))
@@ -164,8 +174,8 @@ def _write_input(edit: _Edit, index: int, position: int, counts: list[Count]) ->
     elif source in edit.model.constant_names:
         value = edit.model.array(source)
         new = value.copy().reshape(-1)
-        for count in counts:
-            new[count.element or 0] = edit.count(count.slots)
+        for element, number in edit.changed(counts):
+            new[element] = number
         if not np.array_equal(new, value.reshape(-1)):
             node.input[position] = edit.constant(source, new.reshape(value.shape))
             text = str(value.tolist()), str(new.tolist())
@@ -183,8 +193,8 @@ def _scale_computed(edit: _Edit, index: int, position: int, counts: list[Count])
     down = np.ones(known.size, known.dtype)
     for count in counts:
         place = count.element or 0
-        if known.reshape(-1)[place] > 0:  # 0 and -1 follow by themselves
-            up[place], down[place] = edit.count(count.slots), len(count.slots)
+        if known.reshape(-1)[place] > 0:  # Reshape's 0 and -1 follow by themselves
+            up[place], down[place] = edit.survivors(count.slots), len(count.slots)
     if np.array_equal(up, down):
         return
     node.input[position] = _scaled(edit, edit.before[index], source, up, down, known.shape, index)
@@ -236,7 +246,7 @@ def _keep_reading_original_shape(edit: _Edit, index: int, coupling: Coupling) ->
     axes = coupling.relations.slots.tensors[node.input[0]].axes
     known = edit.shapes.value[output]
     up = np.array([max(1, len(a)) for a in axes], known.dtype)
-    down = np.array([max(1, edit.count(a.slots)) for a in axes], known.dtype)
+    down = np.array([max(1, edit.survivors(a.slots)) for a in axes], known.dtype)
     if node.op_type == "Size":
         up, down = up.prod(dtype=known.dtype), down.prod(dtype=known.dtype)
     else:

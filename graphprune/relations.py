@@ -53,6 +53,7 @@ class Count:
     attr: str | None = None
     input: int | None = None
     element: int | None = None
+    negative: bool = False  # counted from the end, as a negative position is
 
 
 @dataclass(frozen=True)

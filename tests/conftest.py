@@ -24,9 +24,7 @@ class Ran(NamedTuple):
 
 
 @pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Ran]:
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
     """The program in this process: ``run("inspect", path)`` → exit code, stdout, stderr."""
 
     def start(*arguments: object) -> Ran:

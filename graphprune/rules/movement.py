@@ -139,17 +139,14 @@ def slice_(op: Op) -> None:
         taken = range(len(x[axis]))[slice(*_bounds(starts[i], ends[i], steps[i], len(x[axis])))]
         if len(taken) == len(x[axis]) and steps[i] == 1:
             op.tie(x[axis], y[axis])
-            if 0 < ends[i] < 2**31 - 1:  # an exact end stays in range when slots leave, but is tidy
-                _count_bound(op, 1, i, x[axis].slots[:0], starts[i])
-                _count_bound(op, 2, i, x[axis].slots, ends[i])
+            _count_bounds(op, i, x[axis], starts[i], ends[i])
             continue
         if steps[i] != 1:
             op.pin(x[axis], "a stride along the axis")
             continue
         op.tie(x[axis].slots[taken.start : taken.stop], y[axis])
         op.free(x[axis])
-        _count_bound(op, 1, i, x[axis].slots[: taken.start], starts[i])
-        _count_bound(op, 2, i, x[axis].slots[: taken.stop], ends[i])
+        _count_bounds(op, i, x[axis], starts[i], ends[i])
 
 
 def _bounds(start: int, end: int, step: int, size: int) -> tuple[int, int | None, int]:
@@ -160,14 +157,18 @@ def _bounds(start: int, end: int, step: int, size: int) -> tuple[int, int | None
     return start, (None if low < 0 else end), step
 
 
-def _count_bound(op: Op, index: int, i: int, before: np.ndarray, value: int) -> None:
-    """A bound is the number of surviving slots before it; clamped ones need no change."""
-    attr = {1: "starts", 2: "ends"}[index]
-    if value != 0 and abs(value) < 2**31 - 1:
+def _count_bounds(op: Op, i: int, axis: Axis, start: int, end: int) -> None:
+    """A bound counts the survivors before it, a negative one those after; clamped ones stay."""
+    for index, attr, bound in ((1, "starts", start), (2, "ends", end)):
+        if bound == 0 or abs(bound) > len(axis):
+            continue
+        if bound < 0 and op.attr(attr) is None and not op.constant[index]:
+            raise RefusedError("a bound counted from the end is computed at run time")
+        slots = axis.slots[:bound] if bound > 0 else axis.slots[bound:]
         if op.attr(attr) is not None:
-            op.count_attr(attr, before, element=i)
+            op.count_attr(attr, slots, element=i, negative=bound < 0)
         else:
-            op.count_input(index, i, before)
+            op.count_input(index, i, slots, negative=bound < 0)
 
 
 @table.rule("Gather")

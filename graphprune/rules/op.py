@@ -194,13 +194,21 @@ class Op:
                 self.relations.shifts.append(Pin(slots, reason, self.index))
             self.free(slots)
 
-    def count_attr(self, attr: str, slots: Slotted, element: int | None = None) -> None:
+    def count_attr(
+        self, attr: str, slots: Slotted, element: int | None = None, negative: bool = False
+    ) -> None:
         """Attribute ``attr`` (or one element of it) is the number of surviving slots."""
-        self.relations.counts.append(Count(self.index, _flat(slots), attr=attr, element=element))
+        self.relations.counts.append(
+            Count(self.index, _flat(slots), attr=attr, element=element, negative=negative)
+        )
 
-    def count_input(self, index: int, element: int | None, slots: Slotted) -> None:
+    def count_input(
+        self, index: int, element: int | None, slots: Slotted, negative: bool = False
+    ) -> None:
         """One element of input ``index`` is the number of surviving slots."""
-        self.relations.counts.append(Count(self.index, _flat(slots), input=index, element=element))
+        self.relations.counts.append(
+            Count(self.index, _flat(slots), input=index, element=element, negative=negative)
+        )
 
     def renumber(self, index: int, slots: Slotted) -> None:
         """Input ``index`` holds positions along these slots."""

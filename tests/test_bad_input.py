@@ -1,0 +1,471 @@
+"""Bad input: one clear message, the right exit code, no partial file, the input untouched."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from graphs import Builder
+from onnx import helper, numpy_helper
+
+Run = Callable[..., Any]
+HALF = ("--target-flops", "0.5", "--round-to", "1", "--min-channels", "1")
+USAGE, MODEL, TARGET = 2, 3, 4
+STARTS = ("graphprune: error:", "Error:")  # ours, and click's for an option it cannot read
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def refused(run: Run, path: Path, code: int, *words: str, extra: tuple[object, ...] = HALF) -> str:
+    """Run the program on ``path``; it must end with ``code``, say ``words``, and write nothing."""
+    before = contents(path.parent)
+    ran = run(path, *extra)
+    assert ran.code == code, ran.err
+    assert ran.out == ""
+    assert "Traceback" not in ran.err
+    heads = [line for line in ran.err.splitlines() if line.startswith(STARTS)]
+    assert len(heads) == 1, ran.err
+    missing = [word for word in words if word not in ran.err]
+    assert not missing, f"{missing} not in {ran.err!r}"
+    assert contents(path.parent) == before
+    return str(ran.err)
+
+
+def store(model: onnx.ModelProto, path: Path) -> Path:
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def weights(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """The filters of the convolutions."""
+    return [tensor for tensor in model.graph.initializer if len(tensor.dims) == 4]
+
+
+def spoil(tensor: onnx.TensorProto, value: float) -> None:
+    """One element of the weight becomes ``value``."""
+    array = numpy_helper.to_array(tensor).copy()
+    array.flat[0] = value
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+# --- the file
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello", b"<html>Not found</html>", b"\x89PNG\r\n\x1a\n" + bytes(64), bytes(4096)],
+    ids=["empty", "text", "html", "png", "zeros"],
+)
+def test_not_an_onnx_file(run: Run, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    refused(run, path, MODEL, "model.onnx")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_truncated(run: Run, resnet: Path, tmp_path: Path, share: float) -> None:
+    content = resnet.read_bytes()
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content[: int(len(content) * share)])
+    refused(run, path, MODEL, "model.onnx")
+
+
+def test_no_such_file(run: Run, tmp_path: Path) -> None:
+    refused(run, tmp_path / "nowhere.onnx", USAGE, "nowhere.onnx")
+
+
+@pytest.mark.parametrize("name", [".", "..", "/"])
+def test_a_folder_is_no_model(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = run(name, *HALF)
+    assert (ran.code, ran.out) == (USAGE, "")
+    assert contents(tmp_path) == {}
+
+
+def test_an_unreadable_file(run: Run, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(onnx, "load", denied)
+    refused(run, small, USAGE, "model.onnx", "Permission denied")
+
+
+def test_missing_external_data(run: Run, chain: onnx.ModelProto, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(chain, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    (tmp_path / "weights.bin").unlink()
+    refused(run, path, MODEL, "weights.bin", "model.onnx")
+
+
+def test_truncated_external_data(run: Run, chain: onnx.ModelProto, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(chain, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    data = tmp_path / "weights.bin"
+    data.write_bytes(data.read_bytes()[:100])
+    refused(run, path, MODEL)
+
+
+def test_external_data_outside_the_folder(run: Run, chain: onnx.ModelProto, tmp_path: Path) -> None:
+    """A model may not read other files of the machine."""
+    (tmp_path / "secret").write_bytes(bytes(100_000))
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    path = folder / "model.onnx"
+    onnx.save(chain, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../secret"
+    (folder / "weights.bin").unlink()
+    refused(run, store(model, path), MODEL, "../secret")
+
+
+def test_external_data_round_trip(run: Run, chain: onnx.ModelProto, tmp_path: Path) -> None:
+    path, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    onnx.save(chain, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    before = contents(tmp_path)
+    assert run(path, *HALF, "--quiet", "-o", out).code == 0
+    after = contents(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) == {"out.onnx", "out.onnx.data"}
+    assert run("compare", out, out, "--quiet").code == 0
+
+
+def test_result_never_overwrites_the_inputs_data(
+    run: Run, chain: onnx.ModelProto, tmp_path: Path
+) -> None:
+    """The input was renamed after it was saved: its data still bears the old name."""
+    named = tmp_path / "model.onnx"
+    onnx.save(
+        chain, named, save_as_external_data=True, location="model.onnx.data", size_threshold=0
+    )
+    original = named.rename(tmp_path / "original.onnx")
+    before = contents(tmp_path)
+    run(original, *HALF, "--quiet", "-o", named)
+    after = contents(tmp_path)
+    assert {name: after[name] for name in before} == before
+
+
+# --- the graph
+
+
+def test_empty_graph(run: Run, tmp_path: Path) -> None:
+    empty = helper.make_model(helper.make_graph([], "g", [], []))
+    refused(run, store(empty, tmp_path / "model.onnx"), MODEL, "empty", "model.onnx")
+
+
+def test_no_outputs(run: Run, chain: onnx.ModelProto, tmp_path: Path) -> None:
+    del chain.graph.output[:]
+    err = refused(run, store(chain, tmp_path / "model.onnx"), MODEL, "output")
+    assert "onnxruntime_src" not in err  # not ONNX Runtime's inner troubles
+
+
+def test_cyclic_graph(run: Run, chain: onnx.ModelProto, tmp_path: Path) -> None:
+    nodes = chain.graph.node
+    nodes[1].input[0] = nodes[2].output[0]
+    refused(run, store(chain, tmp_path / "model.onnx"), MODEL, "cycle", "node")
+
+
+def test_undefined_input(run: Run, chain: onnx.ModelProto, tmp_path: Path) -> None:
+    chain.graph.node[2].input[0] = "nobody"
+    name = chain.graph.node[2].name
+    refused(run, store(chain, tmp_path / "model.onnx"), MODEL, "nobody", name)
+
+
+def test_undefined_output(run: Run, chain: onnx.ModelProto, tmp_path: Path) -> None:
+    chain.graph.output[0].name = "nobody"
+    refused(run, store(chain, tmp_path / "model.onnx"), MODEL, "nobody")
+
+
+def test_tensor_written_twice(run: Run, chain: onnx.ModelProto, tmp_path: Path) -> None:
+    twin = chain.graph.node.add()
+    twin.CopyFrom(chain.graph.node[1])
+    twin.name = "twin"
+    refused(run, store(chain, tmp_path / "model.onnx"), MODEL, "twice", twin.output[0])
+
+
+def test_weight_written_by_a_node(run: Run, chain: onnx.ModelProto, tmp_path: Path) -> None:
+    name = chain.graph.initializer[-1].name
+    chain.graph.node[1].output[0] = chain.graph.node[2].input[0] = name
+    refused(run, store(chain, tmp_path / "model.onnx"), MODEL, name)
+
+
+def test_weight_stored_twice(run: Run, chain: onnx.ModelProto, tmp_path: Path) -> None:
+    """Which of the two is meant? ONNX forbids it, and readers disagree."""
+    first = weights(chain)[0]
+    twin = chain.graph.initializer.add()
+    twin.CopyFrom(first)
+    spoil(twin, 7.0)
+    refused(run, store(chain, tmp_path / "model.onnx"), MODEL, first.name)
+
+
+def test_weight_of_another_size(run: Run, chain: onnx.ModelProto, tmp_path: Path) -> None:
+    tensor = weights(chain)[1]
+    tensor.dims[0] = 99
+    refused(run, store(chain, tmp_path / "model.onnx"), MODEL, tensor.name)
+
+
+def test_nan_weights(run: Run, chain: onnx.ModelProto, tmp_path: Path) -> None:
+    tensor = weights(chain)[1]
+    spoil(tensor, np.nan)
+    refused(run, store(chain, tmp_path / "model.onnx"), MODEL, "NaN", tensor.name)
+
+
+def test_nan_in_a_constant_node(run: Run, chain: onnx.ModelProto, tmp_path: Path) -> None:
+    tensor = weights(chain)[1]
+    spoil(tensor, np.nan)
+    node = helper.make_node("Constant", [], [tensor.name], value=tensor)
+    chain.graph.node.insert(0, node)
+    chain.graph.initializer.remove(tensor)
+    refused(run, store(chain, tmp_path / "model.onnx"), MODEL, "NaN", node.output[0])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
+def test_nan_of_any_type(run: Run, tmp_path: Path, dtype: Any) -> None:
+    b = Builder()
+    broken = b.constant(np.array([[1, np.nan, 2, 3]]).astype(dtype), "broken")
+    hidden = b.add("MatMul", "x", b.add("Cast", broken, to=onnx.TensorProto.FLOAT))
+    y = b.add("MatMul", hidden, b.weight(4, 5))
+    model = b.model({"x": [1, 1]}, {y: [1, 5]})
+    refused(run, store(model, tmp_path / "model.onnx"), MODEL, "NaN", "broken")
+
+
+def test_outputs_that_prove_nothing(run: Run, chain: onnx.ModelProto, tmp_path: Path) -> None:
+    """An infinite weight turns every output into NaN: any cut would look right."""
+    tensor = weights(chain)[1]
+    spoil(tensor, np.inf)
+    refused(run, store(chain, tmp_path / "model.onnx"), MODEL)
+
+
+@pytest.mark.parametrize("place", ["inside", "at the end"])
+def test_custom_operator(run: Run, chain: onnx.ModelProto, tmp_path: Path, place: str) -> None:
+    """ONNX Runtime refuses it, wherever it stands: nothing can be proven."""
+    chain.opset_import.append(helper.make_opsetid("my.domain", 1))
+    node = next(n for n in chain.graph.node if n.op_type == "Relu")
+    if place == "at the end":
+        node = chain.graph.node.add()
+        node.input.append(chain.graph.output[0].name)
+        node.output.append("final")
+        chain.graph.output[0].name = "final"
+    node.op_type, node.domain, node.name = "Mystery", "my.domain", "odd"
+    refused(run, store(chain, tmp_path / "model.onnx"), MODEL, "Mystery")
+
+
+@pytest.mark.parametrize("version", [0, 99])
+def test_unknown_opset(run: Run, chain: onnx.ModelProto, tmp_path: Path, version: int) -> None:
+    chain.opset_import[0].version = version
+    refused(run, store(chain, tmp_path / "model.onnx"), MODEL, "opset")
+
+
+def test_no_opset(run: Run, chain: onnx.ModelProto, tmp_path: Path) -> None:
+    del chain.opset_import[:]
+    refused(run, store(chain, tmp_path / "model.onnx"), MODEL, "opset")
+
+
+def test_a_conv_with_a_wild_group(run: Run, chain: onnx.ModelProto, tmp_path: Path) -> None:
+    for attribute in chain.graph.node[2].attribute:
+        if attribute.name == "group":
+            attribute.i = -7
+    refused(run, store(chain, tmp_path / "model.onnx"), MODEL, chain.graph.node[2].name)
+
+
+# --- sizes
+
+
+@pytest.fixture
+def free_size(tmp_path: Path) -> Path:
+    """Height and width are symbolic, and nothing but 37 × 37 fits the last weight."""
+    b = Builder(3)
+    x = b.add("Flatten", b.add("Relu", b.conv("x", 3, 8, 1)))
+    y = b.add("MatMul", x, b.weight(8 * 37 * 37, 5))
+    return store(b.model({"x": ["n", 3, "h", "w"]}, {y: ["n", 5]}), tmp_path / "model.onnx")
+
+
+def test_symbolic_shape_without_a_usable_value(run: Run, free_size: Path) -> None:
+    refused(run, free_size, MODEL, "--input-shape", "x")
+
+
+def test_symbolic_shape_with_its_value(run: Run, free_size: Path) -> None:
+    assert run(free_size, *HALF, "--quiet", "--input-shape", "x:1,3,37,37").code == 0
+
+
+def test_input_without_a_shape(run: Run, chain: onnx.ModelProto, tmp_path: Path) -> None:
+    chain.graph.input[0].type.tensor_type.ClearField("shape")
+    path = store(chain, tmp_path / "model.onnx")
+    refused(run, path, MODEL, "'x'", "--input-shape")
+    assert run(path, *HALF, "--quiet", "--input-shape", "x:1,3,8,8").code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("z:1,3,8,8", ("'z'", "x")),
+        ("x:1,3,8", ("x", "[1, 3, 8]")),
+        ("x:1,4,8,8", ("x", "[1, 4, 8, 8]")),
+        ("x:0,3,8,8", ("x", "[0, 3, 8, 8]")),
+        ("x:-1,3,8,8", ("x", "[-1, 3, 8, 8]")),
+        ("x:1,3,a,8", ("x:1,3,a,8",)),
+        ("x", ("'x'",)),
+        ("1,3,8,8", ("1,3,8,8",)),
+    ],
+)
+def test_wrong_input_shape(run: Run, small: Path, text: str, words: tuple[str, ...]) -> None:
+    refused(run, small, USAGE, *words, extra=(*HALF, "--input-shape", text))
+
+
+# --- the budget
+
+
+def test_impossible_budget(run: Run, small: Path) -> None:
+    refused(run, small, TARGET, "reachable", extra=("--target-flops", "0.0001"))
+
+
+# --- the output
+
+
+def test_output_in_a_missing_folder(run: Run, small: Path) -> None:
+    out = small.parent / "nowhere" / "out.onnx"
+    refused(run, small, USAGE, "nowhere", extra=(*HALF, "-o", out))
+
+
+def test_output_is_a_folder(run: Run, small: Path, tmp_path: Path) -> None:
+    refused(run, small, USAGE, "folder", str(tmp_path), extra=(*HALF, "-o", tmp_path))
+
+
+def test_output_is_the_input(run: Run, small: Path) -> None:
+    refused(run, small, USAGE, "model.onnx", extra=(*HALF, "-o", small))
+    link = small.with_name("link.onnx")
+    link.symlink_to(small)
+    refused(run, small, USAGE, "link.onnx", extra=(*HALF, "-o", link))
+    refused(run, small, USAGE, "model.onnx", extra=(*HALF, "--plan-out", small))
+
+
+def test_read_only_output_folder(run: Run, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may write anywhere, so the refusal is played."""
+    make = tempfile.mkdtemp
+
+    def denied(suffix: Any = None, prefix: Any = None, dir: Any = None) -> str:
+        if str(dir) == str(small.parent):
+            raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+        return make(suffix, prefix, dir)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", denied)
+    refused(run, small, USAGE, "Permission denied", "model.pruned.onnx")
+
+
+def test_really_read_only_output_folder(run: Run, small: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    small.parent.chmod(0o555)
+    try:
+        refused(run, small, USAGE, "Permission denied", "model.pruned.onnx")
+    finally:
+        small.parent.chmod(0o755)
+
+
+@pytest.mark.parametrize("at", ["write", "rename"])
+def test_disk_full_on_save(run: Run, small: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    write = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> None:
+        write(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full_rename(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if at == "write":
+        monkeypatch.setattr(Path, "write_bytes", full)
+    else:
+        monkeypatch.setattr(os, "replace", full_rename)
+    refused(run, small, USAGE, "No space left", "model.pruned.onnx")
+
+
+def test_disk_full_between_model_and_data(
+    run: Run, chain: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two files either both appear or none."""
+    path = tmp_path / "model.onnx"
+    onnx.save(chain, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    replace, calls = os.replace, []
+
+    def full_at_last(source: Any, target: Any) -> None:
+        calls.append(target)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full_at_last)
+    refused(run, path, USAGE, "No space left")
+
+
+def test_an_earlier_result_survives_a_failed_save(
+    run: Run, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.with_name("model.pruned.onnx").write_bytes(b"an earlier result")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    refused(run, small, USAGE, "No space left")
+
+
+# --- labelled data
+
+PICTURES = np.zeros((4, 3, 8, 8), np.float32)
+LABELS = np.zeros(4, np.int64)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"x": PICTURES}, ("labels",)),
+        ({"labels": LABELS}, ("x",)),
+        ({"image": PICTURES, "labels": LABELS}, ("image", "x")),
+        ({"x": PICTURES, "labels": LABELS[:3]}, ("length",)),
+        ({"x": PICTURES[:0], "labels": LABELS[:0]}, ("data.npz",)),
+        ({"x": PICTURES[:, :2], "labels": LABELS}, ("data.npz",)),
+        ({"x": np.array(["a", "b"]), "labels": LABELS[:2]}, ("data.npz",)),
+        ({"x": PICTURES, "labels": np.array(["a", "b", "c", "d"])}, ("labels",)),
+        ({"x": np.array([None, {}]), "labels": LABELS[:2]}, ("data.npz",)),
+    ],
+    ids="no-labels no-input other-name lengths none shape text text-labels objects".split(),
+)
+def test_wrong_labelled_data(
+    run: Run, small: Path, arrays: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    data = small.with_name("data.npz")
+    np.savez(data, **arrays)
+    refused(run, small, USAGE, *words, extra=(*HALF, "--eval", data))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"hello", b"PK\x03\x04broken"])
+def test_labelled_data_that_is_no_npz(run: Run, small: Path, content: bytes | None) -> None:
+    data = small.with_name("data.npz")
+    if content is not None:
+        data.write_bytes(content)
+    refused(run, small, USAGE, "data.npz", extra=(*HALF, "--eval", data))
+
+
+def test_damaged_labelled_data(run: Run, small: Path) -> None:
+    data = small.with_name("data.npz")
+    np.savez(data, x=PICTURES, labels=LABELS)
+    content = bytearray(data.read_bytes())
+    content[200:400] = bytes(200)
+    content[300] = 1  # inside the first array: its checksum no longer fits
+    data.write_bytes(bytes(content))
+    refused(run, small, USAGE, "data.npz", extra=(*HALF, "--eval", data))
