@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from graphprune.cost import CostModel, cost_model
@@ -16,7 +17,7 @@ from graphprune.model import Model, label
 from graphprune.relations import Pin, Relations, Role
 from graphprune.rules import BUILTIN, Rules, relate
 from graphprune.shapes import Shape, Shapes, infer
-from graphprune.slots import Axis
+from graphprune.slots import Axis, SlotArray
 
 
 @dataclass(frozen=True)
@@ -62,34 +63,48 @@ def analyse(model: Model, scope: Scope | None = None, rules: Rules = BUILTIN) ->
     scope = scope or Scope()
     shapes = infer(model, scope.input_shapes)
     relations = relate(model, shapes, rules)
-    coupling = couple(model, shapes, relations, hold=_holder(model, scope))
+    coupling = couple(
+        model,
+        shapes,
+        relations,
+        held=_protected(model, scope.protect, relations),
+        allowed=_allowed(model, scope.only, relations),
+    )
     return Analysis(model, shapes, coupling, cost_model(model, shapes, coupling))
 
 
-def _holder(model: Model, scope: Scope) -> Callable[[Axis], str | None] | None:
-    """A function from a parameter axis to the reason why a pattern pins it."""
-    if not scope.protect and not scope.only:
+def _protected(model: Model, patterns: Sequence[str], relations: Relations) -> list[Pin]:
+    """Pins on every tensor that matches, and on all that a matching node reads or writes."""
+    nodes, tensors = _matching(model, patterns, "--protect")
+    names = tensors | {name for node in nodes for name in (*node.input, *node.output)}
+    found = [
+        relations.slots.tensors[name] for name in sorted(names & relations.slots.tensors.keys())
+    ]
+    return [Pin(axis.slots, "--protect", -1) for tensor in found for axis in tensor]
+
+
+def _allowed(model: Model, patterns: Sequence[str], relations: Relations) -> list[SlotArray] | None:
+    """Slots that --only names: what matching nodes write, and matching tensors; a weight's rows."""
+    if not patterns:
         return None
-    protected = _matching(model, scope.protect, "--protect")
-    only = _matching(model, scope.only, "--only")
-
-    def hold(axis: Axis) -> str | None:
-        names = _names_of(model, axis.tensor)
-        if names & protected:
-            return "--protect"
-        if scope.only and not names & only:
-            return "not in --only"
-        return None
-
-    return hold
-
-
-def _names_of(model: Model, tensor: str) -> set[str]:
-    nodes = [model.nodes[i] for i, _ in model.consumers.get(tensor, ())]
-    return {tensor} | {label(n) for n in nodes} | {out for n in nodes for out in n.output}
+    nodes, tensors = _matching(model, patterns, "--only")
+    names = {name for node in nodes for name in node.output}
+    names |= {name for name in tensors if name not in model.constant_names}
+    rows = [
+        slots
+        for slots, role in relations.roles
+        if role in (Role.PRODUCER, Role.SCALE)
+        for name in tensors & model.constant_names & relations.slots.tensors.keys()
+        if any(axis.slots is slots for axis in relations.slots.tensors[name])
+    ]
+    known = names & relations.slots.tensors.keys()
+    return rows + [a.slots for name in sorted(known) for a in relations.slots.tensors[name]]
 
 
-def _matching(model: Model, patterns: Sequence[str], option: str) -> set[str]:
+def _matching(
+    model: Model, patterns: Sequence[str], option: str
+) -> tuple[list[onnx.NodeProto], set[str]]:
+    """Nodes and tensors that any of the patterns names; each pattern must name something."""
     names = {label(node) for node in model.nodes} | set(model.initializers)
     names |= {output for node in model.nodes for output in node.output if output}
     found: set[str] = set()
@@ -101,7 +116,7 @@ def _matching(model: Model, patterns: Sequence[str], option: str) -> set[str]:
                 hint="`graphprune inspect MODEL` lists names; patterns are like 'layer1*'.",
             )
         found |= matched
-    return found
+    return [node for node in model.nodes if label(node) in found], found
 
 
 def pinned_reasons(analysis: Analysis) -> list[PinnedReason]:

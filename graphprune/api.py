@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,21 @@ from typing import Any
 import onnx
 
 from graphprune.analysis import Analysis, PinnedReason, Scope, pinned_reasons
-from graphprune.budget import Decision, allocate
+from graphprune.budget import SLACK, Decision, allocate
 from graphprune.cost import Costs
 from graphprune.coupling import Mask
 from graphprune.criteria import Scoring, score
-from graphprune.errors import AccuracyGateError, LatencyGateError, ModelError, UsageError
+from graphprune.errors import (
+    AccuracyGateError,
+    LatencyGateError,
+    NothingPrunableError,
+    UsageError,
+)
 from graphprune.model import Model, load, save, source_bytes
 from graphprune.pipeline import Change, Context, Pass, PassResult, Pipeline
 from graphprune.plan import Plan, make_plan, removed_units
 from graphprune.plugins import Registry, collect, installed
-from graphprune.runtime import Timing, random_inputs, session, time_interleaved
+from graphprune.runtime import Timing, opened, random_inputs, session, time_interleaved
 from graphprune.shapes import Shape, infer
 from graphprune.targets import choose
 from graphprune.validate import (
@@ -35,6 +40,7 @@ from graphprune.validate import (
 )
 from graphprune.version import __version__
 
+MARGIN = 64  # bytes kept free when a file's size is the budget
 Stage = Callable[[str], AbstractContextManager[object]]
 
 
@@ -158,6 +164,9 @@ def prepare(
 ) -> Prepared:
     """Load a model, bring constants into one form, and analyse it."""
     offered = offered or registry()
+    for name, shape in ((scope.input_shapes if scope else None) or {}).items():
+        if min(shape, default=1) < 1:
+            raise UsageError(f"--input-shape {list(shape)} has a size below 1", name)
     original = load(model)
     context = Context(rules=offered.rules, scope=scope or Scope())
     normal = Pipeline(offered.prepare).run(original, context).model
@@ -179,11 +188,14 @@ def plan(prepared: Prepared, options: Options, margin_bytes: float = 0.0) -> tup
     )
     scores = score(analysis.model, analysis.coupling, criterion, options.scoring)
     limits = dict(budgets)
-    if "bytes" in limits:  # the share is of the user's file, not of the normal form
+    if limits.get("bytes", 1.0) < 1:  # the share is of the user's file, not of the normal form
         modelled = analysis.cost.of(analysis.nothing_removed).bytes
         allowed = limits["bytes"] * prepared.original_bytes - margin_bytes
         limits["bytes"] = min(1.0, allowed / modelled)
-    decision = allocate(analysis, scores, target, limits, options.spread, options.allow_miss)
+    try:
+        decision = allocate(analysis, scores, target, limits, options.spread, options.allow_miss)
+    except NothingPrunableError as error:
+        raise _explained(error, prepared) from error
     written = {
         "budgets": budgets,
         "criterion": options.criterion,
@@ -205,6 +217,15 @@ def plan(prepared: Prepared, options: Options, margin_bytes: float = 0.0) -> tup
     return make_plan(analysis, decision.removed, scores, written, reason), decision
 
 
+def _explained(error: NothingPrunableError, prepared: Prepared) -> NothingPrunableError:
+    """Where everything is pinned: a model that cannot run at all is the better answer."""
+    analysis = prepared.analysis
+    opened(prepared.original)(random_inputs(prepared.original, analysis.shapes))
+    reasons = [f"{pin.reason} ({pin.macs:.0%})" for pin in pinned_reasons(analysis)[:3]]
+    unknown = _unknown_notes(analysis)[:3]
+    return NothingPrunableError(error.what, "; ".join([*unknown, *reasons]), error.hint)
+
+
 def prune(
     model: str | Path | onnx.ModelProto,
     flops: float | None = None,
@@ -224,20 +245,35 @@ def prune(
     """
     chosen = Options(flops=flops, **options)
     chosen.budgets()
-    _check_output(model, output)
-    _check_output(model, plan_out)
+    _check_outputs(model, output, plan_out)
     clock = _Clock(stage)
     prepared = clock("analyse", lambda: prepare(model, chosen.scope))
+    _check_data(prepared.original, output)
     made, decision = clock("plan", lambda: plan(prepared, chosen))
     done: PassResult = clock("cut", lambda: _cut(prepared, made))
     if chosen.size is not None:
-        predicted = prepared.analysis.cost.of(decision.removed).bytes
-        margin = done.model.stored_bytes - predicted
-        if margin > 0:  # new small constants and marks on nodes: plan again with them in mind
-            made, decision = clock("plan", lambda: plan(prepared, chosen, margin + 64))
-            done = clock("cut", lambda: _cut(prepared, made))
+        made, decision, done = _to_the_byte(prepared, chosen, made, decision, done, clock)
     result = _judge(prepared, made, done, decision.removed, chosen, clock, decision.notes)
     return _write(result, done.model, output, plan_out, clock)
+
+
+def _to_the_byte(
+    prepared: Prepared,
+    options: Options,
+    made: Plan,
+    decision: Decision,
+    done: PassResult,
+    clock: _Clock,
+) -> tuple[Plan, Decision, PassResult]:
+    """Plan again with what the cut adds to the file, or takes from it, known from a first cut."""
+    assert options.size is not None
+    share = done.model.stored_bytes / prepared.original_bytes
+    if options.size == 1 or options.size - SLACK <= share <= options.size:
+        return made, decision, done
+    predicted = prepared.analysis.cost.of(decision.removed).bytes
+    margin = done.model.stored_bytes - predicted + MARGIN
+    made, decision = clock("plan", lambda: plan(prepared, options, margin))
+    return made, decision, clock("cut", lambda: _cut(prepared, made))
 
 
 def apply(
@@ -249,7 +285,7 @@ def apply(
     options: Options | None = None,
 ) -> Result:
     """Cut ``model`` as a plan says; a plan for another model is refused."""
-    _check_output(model, output)
+    _check_outputs(model, output, None)
     clock = _Clock(stage)
     shapes = {k: tuple(v) for k, v in made.options.get("input_shapes", {}).items()}
     chosen = replace(
@@ -259,6 +295,7 @@ def apply(
         input_shapes=shapes,
     )
     prepared = clock("analyse", lambda: prepare(model, chosen.scope))
+    _check_data(prepared.original, output)
     removed = removed_units(made, prepared.analysis)
     done: PassResult = clock("cut", lambda: _cut(prepared, made))
     result = _judge(prepared, made, done, removed, chosen, clock, ())
@@ -339,7 +376,8 @@ def bench(
 
 
 def _cut(prepared: Prepared, made: Plan) -> PassResult:
-    steps: tuple[Pass, ...] = (prepared.registry.passes["remove_channels"](made),)
+    passes = prepared.registry.passes
+    steps: tuple[Pass, ...] = (passes["remove_channels"](made), passes["share_vectors"]())
     return Pipeline(steps).run(prepared.analysis.model, prepared.context)
 
 
@@ -359,7 +397,7 @@ def _judge(
         seed = options.scoring.seed
         error = clock("verify", lambda: verify(analysis, done.model, removed, seed))
     verdict = Verdict()
-    if options.measure:
+    if options.measure or options.eval_data is not None:
         verdict = clock("measure", lambda: _measure(prepared, done.model, options))
     verdict = replace(verdict, relative_error=error, passed=None if error is None else True)
     _gates(verdict, options)
@@ -389,7 +427,7 @@ def _measure(prepared: Prepared, result: Model, options: Options) -> Verdict:
         seed=options.scoring.seed,
         threads=options.threads,
         provider=options.provider,
-        rounds=options.rounds,
+        rounds=options.rounds if options.measure else 0,
         labelled=labelled,
     )
 
@@ -439,19 +477,36 @@ def _unknown_notes(analysis: Analysis) -> list[str]:
     ]
 
 
-def _check_output(model: str | Path | onnx.ModelProto, output: str | Path | None) -> None:
-    """Fail before the work, not after it: the folder must exist, the input must survive."""
+def _check_outputs(
+    model: str | Path | onnx.ModelProto, output: str | Path | None, plan_out: str | Path | None
+) -> None:
+    """Fail before the work, not after it: folders must exist, the input must survive."""
+    named = [Path(path) for path in (output, plan_out) if path is not None]
+    if len({path.resolve() for path in named}) < len(named):
+        raise UsageError("the model and the plan would be one file", str(named[0]))
+    for path in named:
+        if not path.parent.is_dir():
+            raise UsageError("the output folder does not exist", str(path.parent))
+        if path.is_dir():
+            raise UsageError("the output is a folder", str(path))
+        if not isinstance(model, onnx.ModelProto) and path.resolve() == Path(model).resolve():
+            raise UsageError(
+                "the output would overwrite the input", str(path), "Choose another -o OUT."
+            )
+
+
+def _check_data(original: Model, output: str | Path | None) -> None:
+    """The result's data file must not be the one that holds the input's weights."""
     if output is None:
         return
-    path = Path(output)
-    if not path.parent.is_dir():
-        raise UsageError("the output folder does not exist", str(path.parent))
-    if path.is_dir():
-        raise UsageError("the output is a folder", str(path))
-    if not isinstance(model, onnx.ModelProto) and path.resolve() == Path(model).resolve():
-        raise UsageError(
-            "the output would overwrite the input", str(path), "Choose another -o OUT."
-        )
+    written = {Path(output).resolve(), Path(f"{output}.data").resolve()}
+    for path in original.data_files:
+        if path in written:
+            raise UsageError(
+                "the output would overwrite the input's weights",
+                str(path),
+                "Choose another -o OUT.",
+            )
 
 
 def _write(
@@ -461,21 +516,27 @@ def _write(
     plan_out: str | Path | None,
     clock: _Clock,
 ) -> Result:
-    if output is not None:
+    """Write plan and model, both or neither."""
+    if plan_out is not None and output is not None:
+        with written_beside(Path(plan_out), result.plan.to_json()):
+            clock("save", lambda: save(done, output))
+    elif plan_out is not None:
+        with written_beside(Path(plan_out), result.plan.to_json()):
+            pass
+    elif output is not None:
         clock("save", lambda: save(done, output))
-        if not Path(output).is_file():
-            raise ModelError("the result was not written", str(output))
-    if plan_out is not None:
-        write_text(Path(plan_out), result.plan.to_json())
     return result
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write beside, then rename."""
+@contextmanager
+def written_beside(path: Path, text: str) -> Iterator[None]:
+    """Write beside; what happens inside must succeed before the text takes its place."""
     beside = path.with_name(f".{path.name}.part")
     try:
         beside.write_text(text)
+        yield
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise UsageError(f"cannot write: {error.strerror}", str(path)) from error
+    finally:
+        beside.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from graphprune.targets import Target
 
 SLACK = 0.02  # a result further below its budget than this is said to be limited by the grid
 MOST_GIVEN_BACK = 256  # tries; each costs one evaluation of the whole cost model
+MOST_EXCHANGES = 256  # tries to come nearer a budget with another mix of counts
 Scores = NDArray[np.float64]
 
 
@@ -95,11 +96,17 @@ def allocate(
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(levels_after(middle)) else (middle + 1, high)
+
+    def gap(levels: NDArray[np.int64]) -> float:
+        """How far below its budget the nearest kind of cost is, as a share of the original."""
+        after = analysis.cost.of(_mask(ladders, levels, coupling.n_units))
+        return min(budgets[kind] - after.of(kind) / max(before.of(kind), 1) for kind in budgets)
+
     levels = _give_back(levels_after(low), steps[:low], fits)
+    if gap(levels) > SLACK:
+        levels = _closer(levels, ladders, steps, fits, gap)
     removed = _mask(ladders, levels, coupling.n_units)
-    after = analysis.cost.of(removed)
-    shares = {kind: after.of(kind) / max(before.of(kind), 1) for kind in budgets}
-    return Decision(removed, (*notes, *_grid_notes(budgets, shares, grid)))
+    return Decision(removed, (*notes, *_grid_notes(gap(levels), grid)))
 
 
 def _missed(
@@ -125,16 +132,13 @@ def _missed(
     )
 
 
-def _grid_notes(
-    budgets: Mapping[str, float], shares: Mapping[str, float], target: Target
-) -> tuple[str, ...]:
-    gaps = {kind: budgets[kind] - shares[kind] for kind in budgets}
-    if not gaps or min(gaps.values()) <= SLACK:
+def _grid_notes(gap: float, target: Target) -> tuple[str, ...]:
+    if gap <= SLACK:
         return ()
-    kind = min(gaps, key=lambda k: gaps[k])
+    finer = "" if target.finest else " (finer: --round-to 1)"
     return (
-        f"{kind}: {shares[kind]:.3f} reached for {budgets[kind]:g}: the channel counts of target "
-        f"{target.name} allow nothing nearer (finer: --round-to 1)",
+        f"{gap:.3f} below the budget: no choice of channel counts of target {target.name} was "
+        f"found nearer{finer}",
     )
 
 
@@ -178,7 +182,7 @@ def _units_that_hold_an_axis_open(analysis: Analysis, scores: Scores, target: Ta
     """
     coupling = analysis.coupling
     held = np.zeros(coupling.n_units, dtype=bool)
-    axes = [axis.slots for axis in coupling.relations.slots.axes if len(axis) > 1]
+    axes = [axis.slots for axis in coupling.relations.slots.axes if len(axis)]
     if not axes or not coupling.groups:
         return held
     width = coupling.widths(axes)
@@ -252,3 +256,29 @@ def _give_back(
         if not fits(levels):
             levels[group] += 1
     return levels
+
+
+def _closer(
+    levels: NDArray[np.int64],
+    ladders: list[_Ladder],
+    steps: list[tuple[int, int]],
+    fits: Callable[[NDArray[np.int64]], bool],
+    gap: Callable[[NDArray[np.int64]], float],
+) -> NDArray[np.int64]:
+    """Few, coarse groups: take one group further down and give others back instead."""
+    best, least = levels, gap(levels)
+    tries = 0
+    for group in range(len(ladders)):
+        for further in range(1, len(ladders[group].counts) - int(levels[group])):
+            tries += 1
+            if tries > MOST_EXCHANGES:
+                return best
+            other = levels.copy()
+            other[group] += further
+            kept = [step for step in steps if step[0] != group and step[1] <= other[step[0]]]
+            other = _give_back(other, kept, fits)
+            if (found := gap(other)) < least:
+                best, least = other, found
+            if least <= SLACK:
+                return best
+    return best

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -42,6 +41,8 @@ class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[int, ...]]:
         name, _, sizes = str(value).rpartition(":")
+        if not name:
+            self.fail(f"{value!r} is not NAME:1,3,224,224", param, ctx)
         try:
             return name, tuple(int(size) for size in sizes.split(","))
         except ValueError:
@@ -58,6 +59,7 @@ def _options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
 
 
 SHARE = click.FloatRange(0, 1, min_open=True)
+SEED = click.IntRange(0)
 scope_options = _options(
     click.option(
         "--protect", multiple=True, metavar="PATTERN", help="Keep nodes or tensors whole."
@@ -67,7 +69,11 @@ scope_options = _options(
 )
 run_options = _options(
     click.option(
-        "--threads", default=1, show_default=True, help="ONNX Runtime threads; 0: its own choice."
+        "--threads",
+        default=1,
+        show_default=True,
+        type=click.IntRange(0, 256),
+        help="ONNX Runtime threads; 0: its own choice.",
     ),
     click.option("--provider", default="cpu", show_default=True, help="Execution provider."),
 )
@@ -153,7 +159,9 @@ budget_options = _options(
         is_flag=True,
         help="Come as near as possible where a budget is out of reach.",
     ),
-    click.option("--seed", default=0, show_default=True, help="For random scores and inputs."),
+    click.option(
+        "--seed", default=0, show_default=True, type=SEED, help="For random scores and inputs."
+    ),
 )
 
 
@@ -190,7 +198,7 @@ def prune(model: Path, output: Path | None, plan_out: Path | None, **given: Any)
     from graphprune import api
 
     say = _Voice(given)
-    output = output or model.with_suffix(".pruned.onnx")
+    output = output or _default_output(model)
     options = _prune_options(given)
     keywords = {f.name: getattr(options, f.name) for f in fields(options)}
     result = api.prune(model, output=output, plan_out=plan_out, stage=say.stage, **keywords)
@@ -214,7 +222,7 @@ def apply(model: Path, plan: Path, output: Path | None, **given: Any) -> None:
     from graphprune.plan import read_plan
 
     say = _Voice(given)
-    output = output or model.with_suffix(".pruned.onnx")
+    output = output or _default_output(model)
     made = read_plan(plan)
     options = _check_options(given)
     result = api.apply(model, made, output=output, stage=say.stage, options=options)
@@ -237,13 +245,17 @@ def inspect(model: Path, **given: Any) -> None:
 
     prepared = api.prepare(model, _scope(given))
     say = _Voice(given)
-    say.content(inspection(prepared.analysis), inspection_document(prepared.analysis, model))
+    say.content(
+        inspection(prepared.analysis),
+        inspection_document(prepared.analysis, model, prepared.original_bytes),
+    )
 
 
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("place", metavar="TENSOR[:AXIS[:INDEX]]")
 @scope_options
+@output_options
 def explain(model: Path, place: str, **given: Any) -> None:
     """Say which group an axis belongs to and through what, or the path that pins it.
 
@@ -255,7 +267,9 @@ def explain(model: Path, place: str, **given: Any) -> None:
     from graphprune.explain import parse_place
 
     analysis = api.prepare(model, _scope(given)).analysis
-    click.echo(explain_place(analysis, parse_place(analysis, place)))
+    text = explain_place(analysis, parse_place(analysis, place))
+    document = {"schema": "graphprune.explain/1", "place": place, "lines": text.splitlines()}
+    _Voice(given).content(text, document)
 
 
 @cli.command()
@@ -263,7 +277,7 @@ def explain(model: Path, place: str, **given: Any) -> None:
 @click.argument("b", type=click.Path(path_type=Path))
 @click.option("--inputs", type=click.Path(path_type=Path), metavar="FILE.npz", help="Given inputs.")
 @click.option("--input-shape", multiple=True, type=Shape(), help="Sizes for symbolic inputs.")
-@click.option("--seed", default=0, show_default=True, help="For random inputs.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="For random inputs.")
 @output_options
 def compare(a: Path, b: Path, inputs: Path | None, **given: Any) -> None:
     """Compare structure, MACs and outputs of two models on the same inputs.
@@ -328,6 +342,10 @@ def targets(**given: Any) -> None:
         "targets": [asdict(target) for target in known.values()],
     }
     _Voice(given).content("\n".join([*lines, "* what `auto` means here"]), document)
+
+
+def _default_output(model: Path) -> Path:
+    return model.parent / f"{model.stem or 'model'}.pruned.onnx"
 
 
 def _scope(given: dict[str, Any]) -> Any:
@@ -397,8 +415,10 @@ class _Voice:
     def content(self, text: Any, document: dict[str, Any]) -> None:
         from rich.console import Console
 
+        from graphprune.report.document import to_json
+
         if self.as_json:
-            click.echo(json.dumps(document, indent=1))
+            click.echo(to_json(document))
         elif not self.quiet:
             wide = None if sys.stdout.isatty() else 120
             Console(width=wide, markup=False, highlight=False).print(text)
@@ -407,11 +427,11 @@ class _Voice:
         from rich.console import Console
         from rich.text import Text
 
-        from graphprune.report.document import result_document
+        from graphprune.report.document import result_document, to_json
         from graphprune.report.terminal import result_table
 
         if self.as_json:
-            click.echo(json.dumps(result_document(result, model, output), indent=1))
+            click.echo(to_json(result_document(result, model, output)))
         if not self.quiet:
             terminal = sys.stderr if self.as_json else sys.stdout
             wide = None if terminal.isatty() else 120

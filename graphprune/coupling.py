@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -135,25 +135,28 @@ def couple(
     relations: Relations,
     *,
     allow_inexact: bool = False,
-    hold: Callable[[Axis], str | None] | None = None,
+    held: Sequence[Pin] = (),
+    allowed: Sequence[SlotArray] | None = None,
 ) -> Coupling:
     """Merge the ties into components, settle the folds, and collect units and groups.
 
-    ``hold`` may pin further parameter axes by returning a reason. With ``allow_inexact`` slots
-    whose removal shifts statistics are not pinned.
+    ``held`` are further pins; with ``allowed`` only components that touch one of its slots may
+    leave. With ``allow_inexact`` slots whose removal shifts statistics are not pinned.
     """
     parameters = parameter_axes(model, shapes, relations)
-    pins = list(relations.pins)
+    pins = [*held, *relations.pins]
     if not allow_inexact:
         pins += relations.shifts
-    if hold is not None:
-        held = [(axis, hold(axis)) for axis in parameters]
-        pins += [Pin(axis.slots, reason, -1) for axis, reason in held if reason is not None]
     ties = [(tie.a, tie.b) for tie in relations.ties]
     labels, pinned = _merge(ties, pins, relations.total)
     more_ties, more_pins = _settle_folds(relations, labels, pinned)
     pins += more_pins
     labels, pinned = _merge(ties + more_ties, pins, relations.total)
+    if allowed is not None:
+        outside = np.ones(len(pinned), dtype=bool)
+        outside[labels[np.concatenate([*allowed, np.empty(0, np.int64)])]] = False
+        pins.append(Pin(np.flatnonzero(outside[labels]), "not in --only", -1))
+        pinned |= outside
     role = np.zeros(relations.total, dtype=np.int8)
     for slots, value in relations.roles:
         role[slots] = value

@@ -77,7 +77,7 @@ def _explain_axis(analysis: Analysis, axis: Axis, index: int | None) -> str:
         if component in seen:
             continue
         seen.add(component)
-        lines += _why_pinned(analysis, axis, slot, name)
+        lines += [line for line in _why_pinned(analysis, axis, slot, name) if line not in lines]
         if len(seen) >= 3 and len(stuck) > 3:
             lines.append(f"  … {len(stuck)} slots of this axis stay in all")
             break

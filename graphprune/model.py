@@ -22,7 +22,6 @@ from graphprune.errors import ModelError, UsageError
 Array = NDArray[Any]
 
 PROTOBUF_LIMIT = 2**31 - 2**20  # a little below 2 GiB: larger models need external data
-HEADER_BYTES = 22  # of a stored tensor besides name and data: tags, dims, lengths
 ELEMENT_BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32} | {
     13: 64,
     14: 64,
@@ -50,7 +49,7 @@ class Model:
 
     skeleton: onnx.ModelProto  # everything but the initialisers
     initializers: Mapping[str, onnx.TensorProto]
-    external: bool = False  # the source kept its weights in files of their own
+    data_files: tuple[Path, ...] = ()  # where the source kept its weights, beside itself
 
     @property
     def graph(self) -> onnx.GraphProto:
@@ -139,8 +138,9 @@ class Model:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of the model as ``save`` writes it."""
-        return int(self.skeleton.ByteSize()) + self.weight_bytes
+        """Bytes of the model as ``save`` writes it into one file."""
+        graph = int(self.graph.ByteSize())
+        return int(self.skeleton.ByteSize()) - _field(graph) + _field(graph + self.weight_bytes)
 
     @cached_property
     def sha256(self) -> str:
@@ -175,7 +175,7 @@ class Model:
             skeleton.graph.input.append(value)
             if value.name in tensors:
                 _set_dims(skeleton.graph.input[-1], tensors[value.name].dims)
-        return Model(skeleton, tensors, self.external)
+        return Model(skeleton, tensors, self.data_files)
 
 
 def _reaching_outputs(
@@ -193,12 +193,25 @@ def _reaching_outputs(
 
 
 def tensor_bytes(tensor: onnx.TensorProto) -> int:
-    """Bytes of a tensor as stored; known from its shape where its data is raw."""
-    if not tensor.HasField("raw_data"):
-        return int(tensor.ByteSize())
-    values = int(np.prod(tensor.dims, dtype=np.int64))
-    bits = ELEMENT_BITS.get(tensor.data_type, 32)
-    return (values * bits + 7) // 8 + len(tensor.name) + len(tensor.doc_string) + HEADER_BYTES
+    """Bytes of an initialiser in the file, its tag and length included; raw data is not copied."""
+    header = onnx.TensorProto()
+    for field, value in tensor.ListFields() if not tensor.HasField("raw_data") else ():
+        _assign(header, field.name, value)
+    size = int(header.ByteSize())
+    if tensor.HasField("raw_data"):
+        header.dims.extend(tensor.dims)
+        header.data_type, header.name = tensor.data_type, tensor.name
+        header.doc_string = tensor.doc_string
+        values = int(np.prod(tensor.dims, dtype=np.int64))
+        data = (values * ELEMENT_BITS.get(tensor.data_type, 32) + 7) // 8
+        unset = 0 if tensor.doc_string else 2  # an empty doc string is stored only where it is set
+        size = int(header.ByteSize()) - unset * (not tensor.HasField("doc_string")) + _field(data)
+    return _field(size)
+
+
+def _field(length: int) -> int:
+    """Bytes of a length-delimited field: tag, length as a varint, content."""
+    return 1 + max(1, (length.bit_length() + 6) // 7) + length
 
 
 def _payload(tensor: onnx.TensorProto) -> bytes:
@@ -236,11 +249,12 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
 
     Raises ``UsageError`` where the file cannot be read, ``ModelError`` where it is no valid model.
     """
+    data_files: tuple[Path, ...] = ()
     if isinstance(source, onnx.ModelProto):
-        proto, external = onnx.ModelProto(), False
+        proto = onnx.ModelProto()
         proto.CopyFrom(source)
     else:
-        proto, external = _read(Path(source))
+        proto, data_files = _read(Path(source))
     if not proto.graph.node:
         raise ModelError(
             "the graph is empty",
@@ -249,9 +263,10 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
         )
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
+    _check_names(proto)
     proto = _sorted(proto)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
-    model = Model(_without(proto, ("initializer",)), tensors, external)
+    model = Model(_without(proto, ("initializer",)), tensors, data_files)
     _check(model)
     return model
 
@@ -262,19 +277,29 @@ def save(model: Model, path: str | Path) -> None:
     Models above the protobuf limit, or that came with external data, get ``<path>.data`` beside.
     """
     path = Path(path)
-    external = model.external or model.weight_bytes > PROTOBUF_LIMIT
+    external = bool(model.data_files) or model.weight_bytes > PROTOBUF_LIMIT
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            beside = Path(folder) / path.name
-            data = path.name + ".data"
+            data = path.with_name(path.name + ".data")
+            beside, beside_data = Path(folder) / path.name, Path(folder) / data.name
             proto = model.assemble()
             if external:
-                onnx.save(proto, beside, save_as_external_data=True, location=data)
+                onnx.save(proto, beside, save_as_external_data=True, location=data.name)
             else:
                 beside.write_bytes(proto.SerializeToString())
-            if external and (Path(folder) / data).exists():
-                os.replace(Path(folder) / data, path.with_name(data))
-            os.replace(beside, path)
+            earlier = Path(folder) / "earlier"
+            if beside_data.exists() and data.exists():
+                os.replace(data, earlier)
+            try:
+                if beside_data.exists():
+                    os.replace(beside_data, data)
+                os.replace(beside, path)
+            except OSError:  # all or nothing: what was there before comes back
+                if external:
+                    data.unlink(missing_ok=True)
+                if earlier.exists():
+                    os.replace(earlier, data)
+                raise
     except OSError as error:
         raise UsageError(
             f"cannot write the result: {error.strerror or error}",
@@ -287,7 +312,7 @@ def source_bytes(source: str | Path | onnx.ModelProto, model: Model) -> int:
     """Size of a source on disk (its data files too), or as it would be stored."""
     if isinstance(source, onnx.ModelProto):
         return model.stored_bytes
-    return Path(source).stat().st_size + (model.weight_bytes if model.external else 0)
+    return Path(source).stat().st_size + sum(path.stat().st_size for path in model.data_files)
 
 
 def set_initializer(name: str, value: Array) -> onnx.TensorProto:
@@ -323,7 +348,7 @@ def _set_dims(value: onnx.ValueInfoProto, dims: Sequence[int]) -> None:
         shape.dim.add().dim_value = size
 
 
-def _read(path: Path) -> tuple[onnx.ModelProto, bool]:
+def _read(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
     from google.protobuf.message import DecodeError
 
     if not path.is_file():
@@ -340,6 +365,7 @@ def _read(path: Path) -> tuple[onnx.ModelProto, bool]:
         ) from error
     external = external_data_helper._get_all_tensors(proto)
     outside = [t for t in external if external_data_helper.uses_external_data(t)]
+    files: dict[Path, None] = {}
     for tensor in outside:
         try:
             external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
@@ -350,9 +376,11 @@ def _read(path: Path) -> tuple[onnx.ModelProto, bool]:
                 f"tensor {tensor.name!r} of {path}",
                 "Keep the data file beside the model, under the name that the model gives it.",
             ) from error
+        location = next(e.value for e in tensor.external_data if e.key == "location")
+        files[(path.parent / location).resolve()] = None
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
-    return proto, bool(outside)
+    return proto, tuple(files)
 
 
 def _sorted(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -376,37 +404,56 @@ def _sorted(proto: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
+def _check_names(proto: onnx.ModelProto) -> None:
+    """Every tensor has one origin, and there is something to compute."""
+    if not proto.graph.output:
+        raise ModelError("the graph has no outputs", hint="Nothing it computes can be used.")
+    stored: set[str] = set()
+    for tensor in proto.graph.initializer:
+        if tensor.name in stored:
+            raise ModelError(f"the initialiser {tensor.name!r} is stored twice")
+        stored.add(tensor.name)
+    written = stored | {value.name for value in proto.graph.input}
+    for node in proto.graph.node:
+        for name in filter(None, node.output):
+            if name in written:
+                raise ModelError(f"tensor {name!r} is written twice", f"node {label(node)!r}")
+            written.add(name)
+
+
 def _check(model: Model) -> None:
-    """What every later stage relies on: unique names, defined inputs, sound weights."""
+    """What every later stage relies on: defined inputs and outputs, sound weights."""
     defined = {value.name for value in model.graph.input} | set(model.initializers)
     defined |= {t.values.name for t in model.graph.sparse_initializer}
     for node in model.nodes:
         for name in (*(n for n in node.input if n), *captured(node)):
             if name not in defined:
                 raise ModelError(f"input {name!r} is produced by nothing", f"node {label(node)!r}")
-        for name in filter(None, node.output):
-            if name in defined:
-                raise ModelError(f"tensor {name!r} is written twice", f"node {label(node)!r}")
-            defined.add(name)
+        defined.update(node.output)
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                _check_tensor(attribute.t, label(node))
     for value in model.outputs:
         if value.name not in defined:
             raise ModelError(f"the graph output {value.name!r} is produced by nothing")
-    for tensor in model.initializers.values():
-        _check_tensor(tensor)
+    for name, tensor in model.initializers.items():
+        _check_tensor(tensor, name)
 
 
-def _check_tensor(tensor: onnx.TensorProto) -> None:
+def _check_tensor(tensor: onnx.TensorProto, name: str) -> None:
     try:
         value = numpy_helper.to_array(tensor)
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(
             "a weight's data does not fit its shape",
-            f"tensor {tensor.name!r}",
+            f"tensor {name!r}",
             "The file is damaged; export it again.",
         ) from error
+    if value.dtype.kind == "V":  # bfloat16 and the 8-bit floats, which numpy itself lacks
+        value = value.astype(np.float32)
     if value.size and value.dtype.kind == "f" and np.isnan(value.min()):
         raise ModelError(
             "weights contain NaN",
-            f"tensor {tensor.name!r}",
+            f"tensor {name!r}",
             "Such a model computes nothing useful; check the training run or the export.",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,10 @@ def removed_units(plan: Plan, analysis: Analysis) -> Mask:
         if entry.removed and not 0 <= min(entry.removed) <= max(entry.removed) < len(group):
             raise UsageError("the plan names a unit that does not exist", entry.name)
         removed[group.units[list(entry.removed)]] = True
+    alive = coupling.alive(removed)
+    emptied = [a for a in coupling.relations.slots.axes if len(a) and not alive[a.slots].any()]
+    if emptied:
+        raise UsageError("the plan leaves nothing of an axis", str(emptied[0]))
     if _kept(analysis, removed) != {k: dict(v) for k, v in plan.kept.items()}:
         raise UsageError(
             "the plan's kept indices contradict its removed units",
@@ -133,17 +138,25 @@ def read_plan(path: Path) -> Plan:
             str(path),
             "Make a new plan with --plan-out.",
         )
+    try:
+        return _parsed(document)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"the plan's contents are malformed: {error!r}", str(path)) from error
+
+
+def _parsed(document: Mapping[str, Any]) -> Plan:
     groups = tuple(
         PlannedGroup(
-            entry["name"],
+            str(entry["name"]),
             tuple((str(tensor), int(axis)) for tensor, axis in entry["axes"]),
-            tuple(entry["scores"]),
-            tuple(entry["removed"]),
-            entry["reason"],
+            tuple(float(value) for value in entry["scores"]),
+            tuple(operator.index(unit) for unit in entry["removed"]),
+            str(entry["reason"]),
         )
         for entry in document["groups"]
     )
-    return Plan(document["model_sha256"], document["options"], groups, document["kept"])
+    kept = {str(name): dict(axes.items()) for name, axes in document["kept"].items()}
+    return Plan(str(document["model_sha256"]), dict(document["options"]), groups, kept)
 
 
 def _kept(analysis: Analysis, removed: Mask) -> dict[str, dict[str, list[int]]]:

@@ -90,6 +90,8 @@ def _read(path: Path) -> Target:
         return _parse(path.read_text(), str(path))
     except OSError as error:
         raise UsageError(f"cannot read the target file: {error.strerror}", str(path)) from error
+    except UnicodeDecodeError as error:
+        raise UsageError("the target file is not text", str(path)) from error
 
 
 def _parse(text: str, where: str) -> Target:
@@ -103,13 +105,18 @@ def _parse(text: str, where: str) -> Target:
             f"unknown keys {sorted(unknown)} in the target file", where, f"Known: {sorted(KEYS)}."
         )
     multiple = data.get("multiple", {})
+    if not isinstance(multiple, dict):
+        raise UsageError("`multiple` must be a table of operators", where)
     numbers = [*multiple.values(), data.get("minimum", 1)]
-    if not all(isinstance(v, int) and v >= 1 for v in numbers):
+    balance = data.get("macs_per_element", 0.0)
+    if type(balance) not in (int, float) or balance < 0:
+        raise UsageError("macs_per_element must be a number from 0 on", where)
+    if not all(type(v) is int and v >= 1 for v in numbers):
         raise UsageError("multiples and the minimum must be whole numbers from 1 on", where)
     return Target(
         str(data.get("name", Path(where).stem)),
         str(data.get("description", "")),
         data.get("minimum", 1),
         multiple,
-        float(data.get("macs_per_element", 0.0)),
+        float(balance),
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from graphprune.analysis import Analysis
 from graphprune.coupling import Mask
@@ -27,6 +30,7 @@ from graphprune.shapes import Shape, Shapes, declared
 TOLERANCE = 1e-4  # relative, float32; measured noise of real models is around 1e-6
 LOW_PRECISION_TOLERANCE = 2e-2  # float16 and bfloat16 models
 LARGER = 32  # a second size for symbolic axes, where the first was small
+DAMAGED = (zipfile.BadZipFile, zlib.error)
 CHUNK = 64  # labelled samples per run where the batch is free
 
 
@@ -129,7 +133,7 @@ def read_inputs(path: Path, model: Model, extra: tuple[str, ...] = ()) -> dict[s
     try:
         with np.load(path, allow_pickle=False) as archive:
             data = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, EOFError, *DAMAGED) as error:
         raise UsageError(f"cannot read arrays from the file: {error}", str(path)) from error
     wanted = {value.name for value in model.inputs} | set(extra)
     if set(data) != wanted:
@@ -138,13 +142,31 @@ def read_inputs(path: Path, model: Model, extra: tuple[str, ...] = ()) -> dict[s
             str(path),
             f"It needs one array for each of {sorted(wanted)}.",
         )
-    dtypes = {value.name: input_dtype(value) for value in model.inputs}
-    return {name: array.astype(dtypes.get(name, array.dtype)) for name, array in data.items()}
+    for value in model.inputs:
+        data[value.name] = _as_input(data[value.name], value, path)
+    return data
+
+
+def _as_input(array: Array, value: onnx.ValueInfoProto, path: Path) -> Array:
+    """The array in the input's type; its shape must fit what the input declares."""
+    where = f"array {value.name!r} of {path}"
+    if array.dtype.kind not in "biuf":
+        raise UsageError(f"not numbers but {array.dtype}", where)
+    dims = declared(value)
+    fits = dims is None or (
+        array.ndim == len(dims)
+        and all(d is None or d == s for d, s in zip(dims[1:], array.shape[1:], strict=True))
+    )
+    if not fits:
+        raise UsageError(f"shape {list(array.shape)} does not fit the declared {dims}", where)
+    return array.astype(input_dtype(value))
 
 
 def read_labelled(path: Path, model: Model) -> dict[str, Array]:
     """Arrays named by graph input, and ``labels``; all of one length."""
     data = read_inputs(path, model, ("labels",))
+    if data["labels"].dtype.kind not in "iu":
+        raise UsageError(f"labels are not whole numbers but {data['labels'].dtype}", str(path))
     lengths = {name: len(array) for name, array in data.items() if array.ndim}
     if len(set(lengths.values())) != 1 or not data["labels"].size:
         raise UsageError(f"arrays of different lengths: {lengths}", str(path))

@@ -23,11 +23,10 @@ def lamp(scores: Scores) -> Scores:
 
     ``scores`` are the squares. The largest scores 1, so ranking globally never empties a group.
     """
-    order = np.argsort(scores, kind="stable")
-    suffix = np.cumsum(scores[order][::-1])[::-1]
-    result = np.empty(len(scores))
-    result[order] = np.divide(scores[order], suffix, out=np.zeros(len(scores)), where=suffix > 0)
-    return result
+    ascending = np.sort(scores)
+    suffix = np.cumsum(ascending[::-1])[::-1]
+    from_there = suffix[np.searchsorted(ascending, scores, side="left")]  # equals share one sum
+    return np.divide(scores, from_there, out=np.zeros(len(scores)), where=from_there > 0)
 
 
 NORMALISE: dict[str, Callable[[Scores], Scores]] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +47,7 @@ def result_document(result: Result, model: str | Path, output: str | Path | None
     }
 
 
-def inspection_document(analysis: Analysis, model: str | Path) -> dict[str, Any]:
+def inspection_document(analysis: Analysis, model: str | Path, file_bytes: int) -> dict[str, Any]:
     costs = analysis.cost.of(analysis.nothing_removed)
     return {
         "schema": "graphprune.inspect/1",
@@ -54,7 +56,7 @@ def inspection_document(analysis: Analysis, model: str | Path) -> dict[str, Any]
         "nodes": len(analysis.model.nodes),
         "macs": costs.macs,
         "params": costs.params,
-        "bytes": costs.bytes,
+        "bytes": file_bytes,
         "prunable_macs_share": analysis.cost.in_reach("macs"),
         "units": analysis.coupling.n_units,
         "groups": [_group(group) for group in analysis.coupling.groups],
@@ -91,6 +93,21 @@ def _group(group: Group) -> dict[str, Any]:
         "units": len(group),
         "axes": [{"tensor": tensor, "axis": axis} for tensor, axis in group.signature],
     }
+
+
+def to_json(document: dict[str, Any]) -> str:
+    """Strict JSON: numbers that are not finite become null."""
+    return json.dumps(_finite(document), indent=1, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def _ratio(after: float, before: float) -> float | None:

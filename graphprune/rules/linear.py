@@ -17,7 +17,7 @@ def conv(op: Op) -> None:
     A grouped convolution loses whole groups, or the same positions of every group.
     """
     x, w, y = op.input(0), op.input(1), op.output()
-    groups = int(op.attr("group", 1))
+    groups = _groups(op, len(x[1]))
     op.tie(x[0], y[0])
     op.produce(w[0], y[1])
     if groups == 1:
@@ -33,11 +33,18 @@ def conv(op: Op) -> None:
     op.macs(*y, *w.axes[1:])
 
 
+def _groups(op: Op, channels: int) -> int:
+    groups = int(op.attr("group", 1))
+    if groups < 1 or channels % groups:
+        raise RefusedError(f"{channels} channels in {groups} groups")
+    return groups
+
+
 @table.rule("ConvTranspose")
 def conv_transpose(op: Op) -> None:
     """``w``: [C_in, C_out / group, *kernel]."""
     x, w, y = op.input(0), op.input(1), op.output()
-    groups = int(op.attr("group", 1))
+    groups = _groups(op, len(x[1]))
     op.tie(x[0], y[0])
     op.consume(x[1], 1, 0)
     if groups == 1:

@@ -5,10 +5,11 @@ from graphprune.plugins import Plugin
 from graphprune_passes.lift_constants import LiftConstants
 from graphprune_passes.remove_channels import RemoveChannels
 from graphprune_passes.separate_vectors import SeparateVectors
+from graphprune_passes.share_vectors import ShareVectors
 
 plugin = Plugin(
     name="builtin",
     criteria=CRITERIA,
-    passes=(LiftConstants, SeparateVectors, RemoveChannels),
+    passes=(LiftConstants, SeparateVectors, RemoveChannels, ShareVectors),
     prepare=(LiftConstants(), SeparateVectors()),
 )

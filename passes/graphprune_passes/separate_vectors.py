@@ -14,6 +14,8 @@ from graphprune.coupling import FLOAT_TYPES
 from graphprune.model import Model
 from graphprune.pipeline import Change, Context, PassResult
 
+COPY_MARK = "/graphprune_use_"
+
 
 @dataclass(frozen=True)
 class SeparateVectors:
@@ -36,7 +38,7 @@ class SeparateVectors:
             for number, (index, position) in enumerate(uses[1:], 1):
                 copy = onnx.TensorProto()
                 copy.CopyFrom(tensor)
-                copy.name = f"{name}/graphprune_use_{number}"
+                copy.name = f"{name}{COPY_MARK}{number}"
                 copies.append(copy)
                 if nodes[index] is model.nodes[index]:
                     nodes[index] = onnx.NodeProto()
