@@ -27,7 +27,13 @@ from graphprune.model import Model, load, save, source_bytes
 from graphprune.pipeline import Change, Context, Pass, PassResult, Pipeline
 from graphprune.plan import Plan, make_plan, removed_units
 from graphprune.plugins import Registry, collect, installed
-from graphprune.runtime import Timing, opened, random_inputs, session, time_interleaved
+from graphprune.runtime import (
+    Timing,
+    random_inputs,
+    run_session,
+    session,
+    time_interleaved,
+)
 from graphprune.shapes import Shape, infer
 from graphprune.targets import choose
 from graphprune.validate import (
@@ -220,7 +226,8 @@ def plan(prepared: Prepared, options: Options, margin_bytes: float = 0.0) -> tup
 def _explained(error: NothingPrunableError, prepared: Prepared) -> NothingPrunableError:
     """Where everything is pinned: a model that cannot run at all is the better answer."""
     analysis = prepared.analysis
-    opened(prepared.original)(random_inputs(prepared.original, analysis.shapes))
+    runner = session(prepared.original, optimise=False)
+    run_session(runner, random_inputs(prepared.original, analysis.shapes))
     reasons = [f"{pin.reason} ({pin.macs:.0%})" for pin in pinned_reasons(analysis)[:3]]
     unknown = _unknown_notes(analysis)[:3]
     return NothingPrunableError(error.what, "; ".join([*unknown, *reasons]), error.hint)

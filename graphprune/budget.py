@@ -106,7 +106,7 @@ def allocate(
     if gap(levels) > SLACK:
         levels = _closer(levels, ladders, steps, fits, gap)
     removed = _mask(ladders, levels, coupling.n_units)
-    return Decision(removed, (*notes, *_grid_notes(gap(levels), grid)))
+    return Decision(removed, (*notes, *_grid_notes(budgets, gap(levels), grid)))
 
 
 def _missed(
@@ -132,13 +132,13 @@ def _missed(
     )
 
 
-def _grid_notes(gap: float, target: Target) -> tuple[str, ...]:
+def _grid_notes(budgets: Mapping[str, float], gap: float, target: Target) -> tuple[str, ...]:
     if gap <= SLACK:
         return ()
     finer = "" if target.finest else " (finer: --round-to 1)"
     return (
-        f"{gap:.3f} below the budget: no choice of channel counts of target {target.name} was "
-        f"found nearer{finer}",
+        f"the result is {gap:.3f} below the budget of {' and '.join(budgets)}: on the grid of "
+        f"target {target.name} nothing nearer was found{finer}",
     )
 
 

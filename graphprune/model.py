@@ -367,16 +367,15 @@ def _read(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
     outside = [t for t in external if external_data_helper.uses_external_data(t)]
     files: dict[Path, None] = {}
     for tensor in outside:
+        location = next((e.value for e in tensor.external_data if e.key == "location"), "?")
         try:
             external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
         except (OSError, ValueError, onnx.checker.ValidationError) as error:
-            where = next((e.value for e in tensor.external_data if e.key == "location"), "?")
             raise ModelError(
-                f"the external data file {where!r} is missing or unreadable",
+                f"the external data file {location!r} is missing or unreadable",
                 f"tensor {tensor.name!r} of {path}",
                 "Keep the data file beside the model, under the name that the model gives it.",
             ) from error
-        location = next(e.value for e in tensor.external_data if e.key == "location")
         files[(path.parent / location).resolve()] = None
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
@@ -408,6 +407,12 @@ def _check_names(proto: onnx.ModelProto) -> None:
     """Every tensor has one origin, and there is something to compute."""
     if not proto.graph.output:
         raise ModelError("the graph has no outputs", hint="Nothing it computes can be used.")
+    versions = {entry.domain: entry.version for entry in proto.opset_import}
+    if min(versions.values(), default=0) < 1:
+        raise ModelError(
+            f"the model declares no usable opset: {versions or 'none'}",
+            hint="Export it again; every operator's domain needs an opset version from 1 on.",
+        )
     stored: set[str] = set()
     for tensor in proto.graph.initializer:
         if tensor.name in stored:

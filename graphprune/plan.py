@@ -156,7 +156,7 @@ def _parsed(document: Mapping[str, Any]) -> Plan:
         for entry in document["groups"]
     )
     kept = {str(name): dict(axes.items()) for name, axes in document["kept"].items()}
-    return Plan(str(document["model_sha256"]), dict(document["options"]), groups, kept)
+    return Plan(str(document["model_sha256"]), dict(document["options"].items()), groups, kept)
 
 
 def _kept(analysis: Analysis, removed: Mask) -> dict[str, dict[str, list[int]]]:

@@ -73,8 +73,20 @@ def run_session(runner: Any, feeds: Feeds) -> list[Array]:
         text = " ".join(str(error).split())
         raise ModelError(
             f"ONNX Runtime cannot run the model: {text[:400]}",
-            hint="Give sizes for symbolic dimensions with --input-shape NAME:1,3,224,224.",
+            hint=_size_hint(runner),
         ) from error
+
+
+def _size_hint(runner: Any) -> str:
+    """Name the inputs whose sizes the model leaves open."""
+    open_inputs = [
+        f"{value.name}:{','.join(str(d) if isinstance(d, int) else 'N' for d in value.shape)}"
+        for value in runner.get_inputs()
+        if any(not isinstance(d, int) for d in value.shape or ())
+    ]
+    if not open_inputs:
+        return "Check that the original runs in ONNX Runtime on such inputs."
+    return f"Give sizes for the symbolic dimensions with --input-shape {' '.join(open_inputs)}."
 
 
 def random_inputs(model: Model, shapes: Shapes, seed: int = 0) -> dict[str, Array]:
