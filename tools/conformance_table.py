@@ -1,6 +1,6 @@
 """Hold every rule against ONNX's one-operator models and write the table of operators.
 
-    python tools/conformance_table.py --out docs/operators.md
+python tools/conformance_table.py --out docs/operators.md
 """
 
 from __future__ import annotations
