@@ -60,7 +60,9 @@ def verify(analysis: Analysis, result: Model, removed: Mask, seed: int = 0) -> f
     shapes = analysis.shapes
     sizes = [shapes.inputs, *other_sizes(shapes)]
     several = [random_inputs(analysis.model, replace(shapes, inputs=s), seed) for s in sizes]
-    errors = law_errors(analysis.model, result, shapes, analysis.coupling, alive, several)
+    errors = law_errors(
+        analysis.model, result, shapes, analysis.coupling, alive, several, must_be_finite=True
+    )
     error = max(errors)
     limit = tolerance(analysis)
     if not error <= limit:
