@@ -169,16 +169,24 @@ def prepare(
     model: str | Path | onnx.ModelProto, scope: Scope | None = None, offered: Registry | None = None
 ) -> Prepared:
     """Load a model, bring constants into one form, and analyse it."""
+    original = load(model)
+    return analyse(original, source_bytes(model, original), scope, offered)
+
+
+def analyse(
+    original: Model,
+    original_bytes: int,
+    scope: Scope | None = None,
+    offered: Registry | None = None,
+) -> Prepared:
+    """As ``prepare``, from a loaded model."""
     offered = offered or registry()
     for name, shape in ((scope.input_shapes if scope else None) or {}).items():
         if min(shape, default=1) < 1:
             raise UsageError(f"--input-shape {list(shape)} has a size below 1", name)
-    original = load(model)
     context = Context(rules=offered.rules, scope=scope or Scope())
     normal = Pipeline(offered.prepare).run(original, context).model
-    return Prepared(
-        original, context.analysis(normal), context, offered, source_bytes(model, original)
-    )
+    return Prepared(original, context.analysis(normal), context, offered, original_bytes)
 
 
 def plan(prepared: Prepared, options: Options, margin_bytes: float = 0.0) -> tuple[Plan, Decision]:
@@ -254,8 +262,10 @@ def prune(
     chosen.budgets()
     _check_outputs(model, output, plan_out)
     clock = _Clock(stage)
-    prepared = clock("analyse", lambda: prepare(model, chosen.scope))
-    _check_data(prepared.original, output)
+    original = clock("load", lambda: load(model))
+    _check_data(original, output)
+    size = source_bytes(model, original)
+    prepared = clock("analyse", lambda: analyse(original, size, chosen.scope))
     made, decision = clock("plan", lambda: plan(prepared, chosen))
     done: PassResult = clock("cut", lambda: _cut(prepared, made))
     if chosen.size is not None:
@@ -301,8 +311,10 @@ def apply(
         only=tuple(made.options.get("only", ())),
         input_shapes=shapes,
     )
-    prepared = clock("analyse", lambda: prepare(model, chosen.scope))
-    _check_data(prepared.original, output)
+    original = clock("load", lambda: load(model))
+    _check_data(original, output)
+    size = source_bytes(model, original)
+    prepared = clock("analyse", lambda: analyse(original, size, chosen.scope))
     removed = removed_units(made, prepared.analysis)
     done: PassResult = clock("cut", lambda: _cut(prepared, made))
     result = _judge(prepared, made, done, removed, chosen, clock, ())

@@ -271,23 +271,26 @@ def _units(
 ) -> tuple[NDArray[np.int64], int, tuple[Group, ...]]:
     """Number the free components that touch a parameter; gather those of equal signature."""
     unit_of_component = np.full(len(pinned) + 1, -1, dtype=np.int64)
-    touched: dict[int, list[tuple[str, int]]] = {}
-    for axis in parameters:
-        components = labels[axis.slots]
-        seen: set[int] = set()
-        for component in components[~pinned[components]].tolist():
-            if component not in seen:
-                seen.add(component)
-                touched.setdefault(component, []).append((axis.tensor, axis.index))
-    by_signature: dict[Signature, list[int]] = {}
-    for unit, (component, signature) in enumerate(touched.items()):
-        unit_of_component[component] = unit
-        by_signature.setdefault(tuple(signature), []).append(unit)
+    found = [np.unique(labels[axis.slots]) for axis in parameters]
+    found = [components[~pinned[components]] for components in found]
+    components = np.concatenate([*found, np.empty(0, np.int32)]).astype(np.int64)
+    touched = np.repeat(np.arange(len(found)), [len(f) for f in found])
+    order = np.argsort(components, kind="stable")
+    units, starts = np.unique(components[order], return_index=True)
+    unit_of_component[units] = np.arange(len(units))
+    by_signature: dict[bytes, list[int]] = {}
+    signature_of: dict[bytes, Signature] = {}
+    for unit, axes in enumerate(np.split(touched[order], starts[1:]) if len(units) else ()):
+        key = axes.tobytes()
+        if key not in by_signature:
+            signature_of[key] = tuple((parameters[i].tensor, parameters[i].index) for i in axes)
+        by_signature.setdefault(key, []).append(unit)
+    first = {key: np.frombuffer(key, dtype=touched.dtype).tolist() for key in by_signature}
     groups = tuple(
-        Group(i, signature, np.array(units, dtype=np.int64))
-        for i, (signature, units) in enumerate(by_signature.items())
+        Group(i, signature_of[key], np.array(by_signature[key], dtype=np.int64))
+        for i, key in enumerate(sorted(by_signature, key=lambda key: first[key]))
     )
-    return unit_of_component, len(touched), groups
+    return unit_of_component, len(units), groups
 
 
 def describe(model: Model, pin: Pin) -> str:

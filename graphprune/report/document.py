@@ -16,7 +16,13 @@ from graphprune.version import __version__
 if TYPE_CHECKING:
     from graphprune.api import Result
 
-TO_RESULT = ("analyse", "plan", "cut", "save")  # stages that make the result; the rest checks it
+TO_RESULT = (
+    "load",
+    "analyse",
+    "plan",
+    "cut",
+    "save",
+)  # stages that make the result; the rest checks it
 
 
 def result_document(result: Result, model: str | Path, output: str | Path | None) -> dict[str, Any]:
