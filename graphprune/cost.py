@@ -67,6 +67,13 @@ class CostModel:
         values = self.per_term("macs", removed)
         return np.bincount(owners, values, minlength=n_nodes).astype(np.float64)
 
+    def macs_touched(self, units: NDArray[np.int64]) -> float:
+        """MACs of the nodes that get smaller when any of these units leave."""
+        extents = np.zeros(len(self.length), dtype=bool)
+        extents[np.unique(self.width[:, units].nonzero()[0])] = True
+        values = self.per_term("macs", np.zeros(self.width.shape[1], dtype=bool))
+        return float(values[extents[self.terms["macs"].factor].any(axis=1)].sum())
+
     def marginal(self, kind: str) -> NDArray[np.float64]:
         """What each unit saves if it leaves the whole model alone (first order)."""
         terms = self.terms[kind]

@@ -65,7 +65,7 @@ def inspection_document(analysis: Analysis, model: str | Path, file_bytes: int) 
         "bytes": file_bytes,
         "prunable_macs_share": analysis.cost.in_reach("macs"),
         "units": analysis.coupling.n_units,
-        "groups": [_group(group) for group in analysis.coupling.groups],
+        "groups": [_group(group, analysis) for group in analysis.coupling.groups],
         "pinned": [asdict(pin) for pin in pinned_reasons(analysis)],
         "unknown_operators": analysis.relations.unknown,
         "notes": list(analysis.shapes.notes),
@@ -92,11 +92,12 @@ def timing_document(names: list[str], timing: Timing) -> dict[str, Any]:
     }
 
 
-def _group(group: Group) -> dict[str, Any]:
+def _group(group: Group, analysis: Analysis) -> dict[str, Any]:
     return {
         "index": group.index,
         "name": group.name,
         "units": len(group),
+        "macs": analysis.cost.macs_touched(group.units),
         "axes": [{"tensor": tensor, "axis": axis} for tensor, axis in group.signature],
     }
 

@@ -87,15 +87,12 @@ def inspection(analysis: Analysis) -> RenderableType:
         f"{analysis.cost.in_reach('macs') * 100:.1f} % of the MACs"
     )
     table = Table(title="groups", title_style="bold", header_style="bold")
-    for name, justify in (
-        ("#", "right"),
-        ("first axis", "left"),
-        ("units", "right"),
-        ("axes", "right"),
-    ):
-        table.add_column(name, justify="right" if justify == "right" else "left", overflow="fold")
+    for name in ("#", "first axis", "units", "weights", "MACs touched"):
+        table.add_column(name, justify="left" if name == "first axis" else "right", overflow="fold")
     for group in coupling.groups[:LARGEST_GROUPS]:
-        table.add_row(str(group.index), group.name, str(len(group)), str(len(group.signature)))
+        touched = analysis.cost.macs_touched(group.units) / max(costs.macs, 1)
+        cells = (str(group.index), group.name, str(len(group)), str(len(group.signature)))
+        table.add_row(*cells, f"{touched:.1%}")
     lines: list[RenderableType] = [head, table]
     if len(coupling.groups) > LARGEST_GROUPS:
         lines.append(Text(f"… and {len(coupling.groups) - LARGEST_GROUPS} more (all with --json)"))

@@ -281,6 +281,12 @@ def constant_of_shape(op: Op) -> None:
         op.count_input(0, i, axis)
 
 
+@table.rule("Range", "NonZero", "EyeLike")
+def positions(op: Op) -> None:
+    """The answer is made of positions or sizes."""
+    raise RefusedError("positions are part of the answer")
+
+
 @table.rule("Trilu")
 def trilu(op: Op) -> None:
     """A triangle of the last two axes: their positions matter."""
