@@ -286,6 +286,8 @@ def save(model: Model, path: str | Path) -> None:
             proto = model.assemble()
             if external:
                 onnx.save(proto, beside, save_as_external_data=True, location=data.name)
+                if beside_data.exists():  # onnx makes it readable by its owner alone
+                    beside_data.chmod(beside.stat().st_mode)
             else:
                 beside.write_bytes(proto.SerializeToString())
             earlier = Path(folder) / "earlier"
