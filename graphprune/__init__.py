@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
 
         return GraphPruneError
     if name in ("prune", "apply", "Options", "Result"):
-        from graphprune import api
+        from graphprune import api  # where all four names are at hand
 
         return getattr(api, name)
     raise AttributeError(f"module 'graphprune' has no attribute {name!r}")

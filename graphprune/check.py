@@ -16,13 +16,14 @@ from onnx import parser
 from graphprune.coupling import Coupling, Mask, couple, describe
 from graphprune.cut import cut
 from graphprune.errors import ModelError
-from graphprune.model import Array, Model, load
+from graphprune.model import Array, Model
 from graphprune.oracle import Open, law_error
 from graphprune.pipeline import Context, Pipeline
 from graphprune.plugins import collect, installed
 from graphprune.rules import BUILTIN, Rules, relate
 from graphprune.runtime import Feeds, opened, random_inputs
 from graphprune.shapes import infer
+from graphprune.storage import load
 
 TOLERANCE = 1e-4
 LOW_PRECISION = {10, 16}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,10 @@ import click
 
 from graphprune.errors import GraphPruneError, UsageError
 from graphprune.version import __version__
+from graphprune.voice import Voice
 
 if TYPE_CHECKING:
-    from graphprune.api import Options, Result
+    from graphprune.options import Options
 
 INTERRUPTED = 130
 
@@ -197,7 +197,7 @@ def prune(model: Path, output: Path | None, plan_out: Path | None, **given: Any)
 
     from graphprune import api
 
-    say = _Voice(given)
+    say = Voice(given)
     output = output or _default_output(model)
     options = _prune_options(given)
     keywords = {f.name: getattr(options, f.name) for f in fields(options)}
@@ -221,7 +221,7 @@ def apply(model: Path, plan: Path, output: Path | None, **given: Any) -> None:
     from graphprune import api
     from graphprune.plan import read_plan
 
-    say = _Voice(given)
+    say = Voice(given)
     output = output or _default_output(model)
     made = read_plan(plan)
     options = _check_options(given)
@@ -244,7 +244,7 @@ def inspect(model: Path, **given: Any) -> None:
     from graphprune.report.terminal import inspection
 
     prepared = api.prepare(model, _scope(given))
-    say = _Voice(given)
+    say = Voice(given)
     say.content(
         inspection(prepared.analysis),
         inspection_document(prepared.analysis, model, prepared.original_bytes),
@@ -269,7 +269,7 @@ def explain(model: Path, place: str, **given: Any) -> None:
     analysis = api.prepare(model, _scope(given)).analysis
     text = explain_place(analysis, parse_place(analysis, place))
     document = {"schema": "graphprune.explain/1", "place": place, "lines": text.splitlines()}
-    _Voice(given).content(text, document)
+    Voice(given).content(text, document)
 
 
 @cli.command()
@@ -285,13 +285,13 @@ def compare(a: Path, b: Path, inputs: Path | None, **given: Any) -> None:
     \b
     graphprune compare model.onnx model.pruned.onnx
     """
-    from graphprune import api
+    from graphprune import comparison
     from graphprune.report.terminal import comparison_table
 
-    rows, document = api.compare(
+    rows, document = comparison.compare(
         a, b, inputs=inputs, input_shapes=dict(given["input_shape"]), seed=given["seed"]
     )
-    _Voice(given).content(comparison_table(rows), document)
+    Voice(given).content(comparison_table(rows), document)
 
 
 @cli.command()
@@ -306,11 +306,11 @@ def bench(models: tuple[Path, ...], rounds: int, **given: Any) -> None:
     \b
     graphprune bench model.onnx model.pruned.onnx --threads 1
     """
-    from graphprune import api
+    from graphprune import comparison
     from graphprune.report.document import timing_document
     from graphprune.report.terminal import timing_table
 
-    timing = api.bench(
+    timing = comparison.bench(
         models,
         rounds=rounds,
         threads=given["threads"],
@@ -318,7 +318,7 @@ def bench(models: tuple[Path, ...], rounds: int, **given: Any) -> None:
         input_shapes=dict(given["input_shape"]),
     )
     names = [str(model) for model in models]
-    _Voice(given).content(timing_table(names, timing), timing_document(names, timing))
+    Voice(given).content(timing_table(names, timing), timing_document(names, timing))
 
 
 @cli.command()
@@ -341,7 +341,7 @@ def targets(**given: Any) -> None:
         "auto": detect(),
         "targets": [asdict(target) for target in known.values()],
     }
-    _Voice(given).content("\n".join([*lines, "* what `auto` means here"]), document)
+    Voice(given).content("\n".join([*lines, "* what `auto` means here"]), document)
 
 
 def _default_output(model: Path) -> Path:
@@ -355,7 +355,7 @@ def _scope(given: dict[str, Any]) -> Any:
 
 
 def _check_options(given: dict[str, Any]) -> Options:
-    from graphprune.api import Options
+    from graphprune.options import Options
 
     names = ("verify", "measure", "eval_data", "max_accuracy_drop", "min_speedup")
     return Options(
@@ -389,55 +389,6 @@ def _prune_options(given: dict[str, Any]) -> Options:
         only=tuple(given["only"]),
         input_shapes=dict(given["input_shape"]),
     )
-
-
-class _Voice:
-    """Data on stdout, people's text on stderr where data was asked for, nothing where quiet."""
-
-    def __init__(self, given: dict[str, Any]) -> None:
-        self.as_json: bool = given["as_json"]
-        self.quiet: bool = given["quiet"]
-
-    def stage(self, name: str) -> AbstractContextManager[object]:
-        """A spinner on a terminal, nothing elsewhere."""
-        if self.quiet or not sys.stderr.isatty():
-            return nullcontext()
-        return self._spin(name)
-
-    @staticmethod
-    @contextmanager
-    def _spin(name: str) -> Iterator[None]:
-        from rich.console import Console
-
-        with Console(stderr=True).status(name):
-            yield
-
-    def content(self, text: Any, document: dict[str, Any]) -> None:
-        from rich.console import Console
-
-        from graphprune.report.document import to_json
-
-        if self.as_json:
-            click.echo(to_json(document))
-        elif not self.quiet:
-            wide = None if sys.stdout.isatty() else 120
-            Console(width=wide, markup=False, highlight=False).print(text)
-
-    def result(self, result: Result, model: Path, output: Path) -> None:
-        from rich.console import Console
-        from rich.text import Text
-
-        from graphprune.report.document import result_document, to_json
-        from graphprune.report.terminal import result_table
-
-        if self.as_json:
-            click.echo(to_json(result_document(result, model, output)))
-        if not self.quiet:
-            terminal = sys.stderr if self.as_json else sys.stdout
-            wide = None if terminal.isatty() else 120
-            console = Console(file=terminal, width=wide, highlight=False)
-            console.print(result_table(result))
-            console.print(Text(f"written: {output}", style="bold"), soft_wrap=True)
 
 
 def main() -> None:

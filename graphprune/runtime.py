@@ -14,8 +14,9 @@ import onnx
 from onnx import helper
 
 from graphprune.errors import ModelError, UsageError
-from graphprune.model import PROTOBUF_LIMIT, Array, Model, save
+from graphprune.model import PROTOBUF_LIMIT, Array, Model
 from graphprune.shapes import Shapes
+from graphprune.storage import save
 
 Feeds = Mapping[str, Array]
 # Operators that hand an index on unchanged to the Gather whose table bounds it.

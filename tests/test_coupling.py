@@ -10,9 +10,9 @@ from onnx import TensorProto, helper
 
 from graphprune.api import prepare, prune
 from graphprune.explain import explain, parse_place
-from graphprune.model import load
 from graphprune.oracle import relative_error
 from graphprune.runtime import opened
+from graphprune.storage import load
 
 
 @pytest.mark.parametrize("packed", [False, True])

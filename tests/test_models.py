@@ -11,8 +11,9 @@ import numpy as np
 import onnx
 import pytest
 
-from graphprune.api import Options, prepare, prune
 from graphprune.api import plan as make_plan
+from graphprune.api import prepare, prune
+from graphprune.options import Options
 from graphprune.relations import Role
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -11,9 +11,9 @@ from graphprune.analysis import Analysis, analyse
 from graphprune.api import prepare
 from graphprune.coupling import Mask
 from graphprune.cut import cut
-from graphprune.model import load
 from graphprune.oracle import law_error
 from graphprune.runtime import random_inputs
+from graphprune.storage import load
 
 
 def random_removal(analysis: Analysis, seed: int) -> Mask:

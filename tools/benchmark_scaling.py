@@ -21,9 +21,9 @@ from rich.table import Table
 
 from graphprune import api
 from graphprune.coupling import couple
-from graphprune.model import load
 from graphprune.rules import relate
 from graphprune.shapes import infer
+from graphprune.storage import load
 
 DEPTHS = (10, 30, 100, 300, 1000, 3000, 10000)
 WIDTHS = (64, 128, 256, 512, 1024)

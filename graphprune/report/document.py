@@ -14,7 +14,7 @@ from graphprune.runtime import Timing
 from graphprune.version import __version__
 
 if TYPE_CHECKING:
-    from graphprune.api import Result
+    from graphprune.result import Result
 
 TO_RESULT = (
     "load",

@@ -14,7 +14,7 @@ from graphprune.analysis import Analysis, PinnedReason, pinned_reasons
 from graphprune.runtime import Timing
 
 if TYPE_CHECKING:
-    from graphprune.api import Result
+    from graphprune.result import Result
 
 LARGEST_PINS = 10
 LARGEST_GROUPS = 40

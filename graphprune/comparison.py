@@ -1,0 +1,91 @@
+"""Two models side by side: structure, costs, outputs, latency."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from graphprune.analysis import Scope
+from graphprune.api import prepare, registry
+from graphprune.errors import UsageError
+from graphprune.runtime import Timing, random_inputs, session, time_interleaved
+from graphprune.shapes import Shape, infer
+from graphprune.storage import load
+from graphprune.validate import compare_outputs, read_inputs
+from graphprune.version import __version__
+
+
+def compare(
+    a: str | Path,
+    b: str | Path,
+    *,
+    inputs: Path | None = None,
+    input_shapes: Mapping[str, Shape] | None = None,
+    seed: int = 0,
+) -> tuple[list[tuple[str, Any, Any]], dict[str, Any]]:
+    """Structure, costs and outputs of two models on the same inputs: rows and a document."""
+    offered = registry()
+    scope = Scope(input_shapes=input_shapes)
+    sides = [prepare(path, scope, offered) for path in (a, b)]
+    first, second = sides
+    signatures = [
+        [(v.name, v.type.SerializeToString()) for v in (*s.original.inputs, *s.original.outputs)]
+        for s in sides
+    ]
+    if [name for name, _ in signatures[0]] != [name for name, _ in signatures[1]]:
+        raise UsageError("the models have other inputs or outputs, so outputs do not compare")
+    feeds = random_inputs(first.analysis.model, first.analysis.shapes, seed)
+    if inputs is not None:
+        feeds = read_inputs(inputs, first.original)
+    error = compare_outputs(session(first.original), session(second.original), feeds)
+    costs = [s.analysis.cost.of(s.analysis.nothing_removed) for s in sides]
+    kinds = [Counter(node.op_type for node in side.original.nodes) for side in sides]
+    rows: list[tuple[str, Any, Any]] = [
+        ("MACs", f"{costs[0].macs:,.0f}", f"{costs[1].macs:,.0f}"),
+        ("parameters", f"{costs[0].params:,.0f}", f"{costs[1].params:,.0f}"),
+        ("bytes", f"{first.original_bytes:,}", f"{second.original_bytes:,}"),
+        ("nodes", len(first.original.nodes), len(second.original.nodes)),
+        ("same interface", "", signatures[0] == signatures[1]),
+        ("largest output difference (relative)", "", f"{error:.3g}"),
+    ]
+    rows += [
+        (f"{kind} nodes", kinds[0][kind], kinds[1][kind])
+        for kind in sorted(kinds[0] | kinds[1])
+        if kinds[0][kind] != kinds[1][kind]
+    ]
+    shapes = [
+        (name, list(tensor.dims), list(second.original.initializers[name].dims))
+        for name, tensor in first.original.initializers.items()
+        if name in second.original.initializers
+    ]
+    changed = [row for row in shapes if row[1] != row[2]]
+    rows.append(("weights of other shape", "", len(changed)))
+    document = {
+        "schema": "graphprune.compare/1",
+        "graphprune": __version__,
+        "a": {**asdict(costs[0]), "bytes": first.original_bytes, "operators": dict(kinds[0])},
+        "b": {**asdict(costs[1]), "bytes": second.original_bytes, "operators": dict(kinds[1])},
+        "same_interface": signatures[0] == signatures[1],
+        "relative_difference": error,
+        "weights": [{"name": n, "a": x, "b": y} for n, x, y in changed],
+    }
+    return rows, document
+
+
+def bench(
+    models: Sequence[str | Path],
+    *,
+    rounds: int = 51,
+    threads: int = 1,
+    provider: str = "cpu",
+    input_shapes: Mapping[str, Shape] | None = None,
+    seed: int = 0,
+) -> Timing:
+    """Interleaved latencies of several models, each on random inputs of its own signature."""
+    loaded = [load(path) for path in models]
+    feeds = [random_inputs(m, infer(m, input_shapes), seed) for m in loaded]
+    runners = [session(m, threads, provider) for m in loaded]
+    return time_interleaved(runners, feeds, rounds, budget_s=60.0)

@@ -1,0 +1,82 @@
+"""Where results go: checked before the work, written after it, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from graphprune.errors import UsageError
+from graphprune.model import Model
+from graphprune.result import Result
+from graphprune.storage import save
+
+Clock = Callable[[str, Callable[[], Any]], Any]
+
+
+def check_outputs(
+    model: str | Path | onnx.ModelProto, output: str | Path | None, plan_out: str | Path | None
+) -> None:
+    """Fail before the work, not after it: folders must exist, the input must survive."""
+    named = [Path(path) for path in (output, plan_out) if path is not None]
+    if len({path.resolve() for path in named}) < len(named):
+        raise UsageError("the model and the plan would be one file", str(named[0]))
+    for path in named:
+        if not path.parent.is_dir():
+            raise UsageError("the output folder does not exist", str(path.parent))
+        if path.is_dir():
+            raise UsageError("the output is a folder", str(path))
+        if not isinstance(model, onnx.ModelProto) and path.resolve() == Path(model).resolve():
+            raise UsageError(
+                "the output would overwrite the input", str(path), "Choose another -o OUT."
+            )
+
+
+def check_data(original: Model, output: str | Path | None) -> None:
+    """The result's data file must not be the one that holds the input's weights."""
+    if output is None:
+        return
+    written = {Path(output).resolve(), Path(f"{output}.data").resolve()}
+    for path in original.data_files:
+        if path in written:
+            raise UsageError(
+                "the output would overwrite the input's weights",
+                str(path),
+                "Choose another -o OUT.",
+            )
+
+
+def write_result(
+    result: Result,
+    done: Model,
+    output: str | Path | None,
+    plan_out: str | Path | None,
+    clock: Clock,
+) -> Result:
+    """Write plan and model, both or neither."""
+    if plan_out is not None and output is not None:
+        with written_beside(Path(plan_out), result.plan.to_json()):
+            clock("save", lambda: save(done, output))
+    elif plan_out is not None:
+        with written_beside(Path(plan_out), result.plan.to_json()):
+            pass
+    elif output is not None:
+        clock("save", lambda: save(done, output))
+    return result
+
+
+@contextmanager
+def written_beside(path: Path, text: str) -> Iterator[None]:
+    """Write beside; what happens inside must succeed before the text takes its place."""
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        beside.write_text(text)
+        yield
+        beside.replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot write: {error.strerror}", str(path)) from error
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,45 @@
+"""What a pruning gives back; prints as the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from graphprune.analysis import PinnedReason
+from graphprune.pipeline import Change
+from graphprune.plan import Plan
+from graphprune.validate import Verdict
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One side of the comparison."""
+
+    macs: float
+    params: float
+    bytes: int
+    latency_ms: float | None = None
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """The pruned model, the plan that made it, what changed, and what was measured."""
+
+    model: onnx.ModelProto
+    plan: Plan
+    changes: tuple[Change, ...]
+    verdict: Verdict
+    before: Summary
+    after: Summary
+    pinned: tuple[PinnedReason, ...]
+    prunable: float  # share of the MACs in groups
+    notes: tuple[str, ...]
+    seconds: Mapping[str, float]
+
+    def __str__(self) -> str:
+        from graphprune.report.terminal import as_text
+
+        return as_text(self)

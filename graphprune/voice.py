@@ -1,0 +1,63 @@
+"""Who hears what: data on stdout, people's text beside it, nothing where quiet was asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from graphprune.result import Result
+
+
+class Voice:
+    """Data on stdout, people's text on stderr where data was asked for, nothing where quiet."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        self.as_json: bool = given["as_json"]
+        self.quiet: bool = given["quiet"]
+
+    def stage(self, name: str) -> AbstractContextManager[object]:
+        """A spinner on a terminal, nothing elsewhere."""
+        if self.quiet or not sys.stderr.isatty():
+            return nullcontext()
+        return self._spin(name)
+
+    @staticmethod
+    @contextmanager
+    def _spin(name: str) -> Iterator[None]:
+        from rich.console import Console
+
+        with Console(stderr=True).status(name):
+            yield
+
+    def content(self, text: Any, document: dict[str, Any]) -> None:
+        from rich.console import Console
+
+        from graphprune.report.document import to_json
+
+        if self.as_json:
+            click.echo(to_json(document))
+        elif not self.quiet:
+            wide = None if sys.stdout.isatty() else 120
+            Console(width=wide, markup=False, highlight=False).print(text)
+
+    def result(self, result: Result, model: Path, output: Path) -> None:
+        from rich.console import Console
+        from rich.text import Text
+
+        from graphprune.report.document import result_document, to_json
+        from graphprune.report.terminal import result_table
+
+        if self.as_json:
+            click.echo(to_json(result_document(result, model, output)))
+        if not self.quiet:
+            terminal = sys.stderr if self.as_json else sys.stdout
+            wide = None if terminal.isatty() else 120
+            console = Console(file=terminal, width=wide, highlight=False)
+            console.print(result_table(result))
+            console.print(Text(f"written: {output}", style="bold"), soft_wrap=True)
