@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -113,10 +114,17 @@ def _matching(
         if not matched:
             raise UsageError(
                 f"{option} {pattern!r} matches no node and no tensor",
-                hint="`graphprune inspect MODEL` lists names; patterns are like 'layer1*'.",
+                hint=f"Patterns are like 'layer1*'. {_near(pattern, names)}",
             )
         found |= matched
     return [node for node in model.nodes if label(node) in found], found
+
+
+def _near(pattern: str, names: set[str]) -> str:
+    bare = pattern.strip("*")
+    near = [name for name in sorted(names) if bare and bare.lower() in name.lower()]
+    near = near or get_close_matches(bare, sorted(names), n=3, cutoff=0.5) or sorted(names)
+    return f"Names here are like {', '.join(map(repr, near[:3]))}."
 
 
 def pinned_reasons(analysis: Analysis) -> list[PinnedReason]:

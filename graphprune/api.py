@@ -123,8 +123,8 @@ def plan(prepared: Prepared, options: Options, margin_bytes: float = 0.0) -> tup
         "seed": options.scoring.seed,
         "spread": options.spread,
         "target": target.name,
-        "multiple": dict(target.multiple),
-        "min_channels": target.minimum,
+        "multiple": dict(decision.grid.multiple),
+        "min_channels": decision.grid.minimum,
         "protect": list(options.protect),
         "only": list(options.only),
         "input_shapes": {k: list(v) for k, v in (options.input_shapes or {}).items()},
@@ -162,7 +162,7 @@ def prune(
     >>> result = prune("models/fashion_resnet.onnx", flops=0.5)      # doctest: +SKIP
     >>> print(result)                                                # doctest: +SKIP
     """
-    chosen = Options(flops=flops, **options)
+    chosen = Options.of(flops=flops, **options)
     chosen.budgets()
     check_outputs(model, output, plan_out)
     clock = _Clock(stage)

@@ -18,6 +18,7 @@ from graphprune.targets import Target
 SLACK = 0.02  # a result further below its budget than this is said to be limited by the grid
 MOST_GIVEN_BACK = 256  # tries; each costs one evaluation of the whole cost model
 MOST_EXCHANGES = 256  # tries to come nearer a budget with another mix of counts
+OPTION = {"macs": "--target-flops", "params": "--target-params", "bytes": "--target-size"}
 Scores = NDArray[np.float64]
 
 
@@ -26,6 +27,7 @@ class Decision:
     """Units that leave, and what is worth saying about how the budget was met."""
 
     removed: Mask
+    grid: Target  # the target's grid, or the finer one that the budget needed
     notes: tuple[str, ...] = ()
 
 
@@ -81,7 +83,7 @@ def allocate(
             shares = {kind: reach.of(kind) / max(before.of(kind), 1) for kind in budgets}
             return _missed(budgets, shares, least, target, allow_miss)
         grid = grid.halved()
-        notes = (f"the grid of target {target.name} is too coarse for this budget: {grid}",)
+        notes = (_finer_note(target, grid),)
     weight = _macs_per_time(analysis, ladders, target)
     steps = _ranked_steps(ladders, scores, spread, weight)
 
@@ -106,7 +108,7 @@ def allocate(
     if gap(levels) > SLACK:
         levels = _closer(levels, ladders, steps, fits, gap)
     removed = _mask(ladders, levels, coupling.n_units)
-    return Decision(removed, (*notes, *_grid_notes(budgets, gap(levels), grid)))
+    return Decision(removed, grid, (*notes, *_grid_notes(budgets, gap(levels), grid)))
 
 
 def _missed(
@@ -118,17 +120,26 @@ def _missed(
 ) -> Decision:
     """The smallest there is, where that was allowed; else an error that says how far it goes."""
     missed = ", ".join(
-        f"{kind} {share:g} (reachable {reach[kind]:.3f})"
+        f"{OPTION[kind]} {share:g} (reachable {reach[kind]:.3f})"
         for kind, share in budgets.items()
         if reach[kind] > share
     )
     if allow_miss:
-        return Decision(least, (f"budget missed: {missed}",))
+        return Decision(least, target, (f"budget missed: {missed}",))
     raise TargetError(
         f"the budget cannot be reached: {missed}",
         f"target {target.name}",
-        "Ask for less, take what is reachable with --allow-miss, or allow smaller layers with "
-        "--min-channels 1 or --round-to 1; `graphprune inspect MODEL` lists what is pinned.",
+        "Let more remain (a larger share), take what is reachable with --allow-miss, or loosen "
+        "what holds the rest: --protect, --only, --min-channels, --round-to, or the pins that "
+        "`graphprune inspect MODEL` lists.",
+    )
+
+
+def _finer_note(target: Target, grid: Target) -> str:
+    steps = ", ".join(f"{op} {step}" for op, step in grid.multiple.items())
+    return (
+        f"the grid of target {target.name} cannot meet this budget: channel counts are multiples "
+        f"of less than it asks for ({steps}; at least {grid.minimum})"
     )
 
 

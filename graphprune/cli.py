@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -95,7 +96,10 @@ check_options = _options(
         help="Arrays named by graph input, and `labels`: top-1 before and after.",
     ),
     click.option(
-        "--max-accuracy-drop", type=float, metavar="POINTS", help="Gate: exit 6 beyond it."
+        "--max-accuracy-drop",
+        type=click.FloatRange(0),
+        metavar="POINTS",
+        help="Gate: else exit 6.",
     ),
     click.option("--min-speedup", type=float, metavar="X", help="Gate: exit 7 below it."),
 )
@@ -395,6 +399,7 @@ def main() -> None:
     """Entry point: every expected error is one message and its exit code."""
     try:
         cli.main(standalone_mode=False)
+        sys.stdout.flush()
     except GraphPruneError as error:
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
         click.echo(f"graphprune: error: {error}{notes}", err=True)
@@ -406,6 +411,13 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except click.ClickException as error:
         error.show()
+        sys.exit(UsageError.exit_code)
+    except BrokenPipeError:  # the reader has seen enough; Python's own flush must not complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        sys.stdout = None  # its flush at exit would fail once more
+        click.echo(f"graphprune: error: cannot write the report: {error.strerror}", err=True)
         sys.exit(UsageError.exit_code)
     except MemoryError:
         click.echo("graphprune: error: out of memory", err=True)

@@ -14,7 +14,7 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 from graphprune.model import Model, label
-from graphprune.relations import Pin, Relations, Role
+from graphprune.relations import Pin, Relations
 from graphprune.shapes import Shapes
 from graphprune.slots import Axis, SlotArray
 
@@ -134,19 +134,16 @@ def couple(
     shapes: Shapes,
     relations: Relations,
     *,
-    allow_inexact: bool = False,
     held: Sequence[Pin] = (),
     allowed: Sequence[SlotArray] | None = None,
 ) -> Coupling:
     """Merge the ties into components, settle the folds, and collect units and groups.
 
     ``held`` are further pins; with ``allowed`` only components that touch one of its slots may
-    leave. With ``allow_inexact`` slots whose removal shifts statistics are not pinned.
+    leave. Slots whose removal would shift statistics are pinned.
     """
     parameters = parameter_axes(model, shapes, relations)
-    pins = [*held, *relations.pins]
-    if not allow_inexact:
-        pins += relations.shifts
+    pins = [*held, *relations.pins, *relations.shifts]
     ties = [(tie.a, tie.b) for tie in relations.ties]
     labels, pinned = _merge(ties, pins, relations.total)
     more_ties, more_pins = _settle_folds(relations, labels, pinned)
@@ -297,8 +294,3 @@ def describe(model: Model, pin: Pin) -> str:
     """A pin as a person reads it."""
     where = f" (node {label(model.nodes[pin.node])!r})" if pin.node >= 0 else ""
     return f"{pin.reason}{where}"
-
-
-def axis_role(coupling: Coupling, axis: Axis) -> Role:
-    """Role of a parameter axis: what most of its slots are."""
-    return Role(int(np.bincount(coupling.role[axis.slots], minlength=3).argmax()))

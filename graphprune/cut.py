@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,6 @@ from graphprune.shapes import Shapes
 
 PASS = "remove_channels"
 TO_THE_END = 2**31 - 1  # a Slice's bound beyond any axis: -0 would mean its beginning
-Namer = Callable[[str], str]
 
 
 @dataclass

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import groupby
+
+import numpy as np
 
 from graphprune.analysis import Analysis
-from graphprune.coupling import describe
+from graphprune.coupling import Group, describe
 from graphprune.errors import UsageError
 from graphprune.model import label
 from graphprune.slots import Axis
@@ -33,10 +37,10 @@ def parse_place(analysis: Analysis, text: str) -> Place:
             place = Place(name, *(int(part) for part in rest))
             _check(place, analysis)
             return place
-    alike = [name for name in known if pieces[0] in name][:5]
+    alike = [name for name in known if pieces[0] in name] or get_close_matches(text, list(known))
     raise UsageError(
         f"no tensor is called {text!r}",
-        hint=f"Perhaps {', '.join(alike)}." if alike else "`graphprune inspect MODEL` lists names.",
+        hint=f"Perhaps {', '.join(alike[:5] or list(known)[:3])}.",
     )
 
 
@@ -58,7 +62,8 @@ def explain(analysis: Analysis, place: Place) -> str:
 def _explain_axis(analysis: Analysis, axis: Axis, index: int | None) -> str:
     coupling = analysis.coupling
     slots = axis.slots if index is None else axis.slots[index : index + 1]
-    name = f"{axis} ({len(axis)} slots)" if index is None else f"{axis}:{index}"
+    count = f"{len(axis)} slot{'s' if len(axis) > 1 else ''}"
+    name = f"{axis} ({count})" if index is None else f"{axis}:{index}"
     units = coupling.unit_of(slots)
     free = units[units >= 0]
     lines = []
@@ -67,9 +72,7 @@ def _explain_axis(analysis: Analysis, axis: Axis, index: int | None) -> str:
         for group in groups:
             mine = set(free.tolist()) & set(group.units.tolist())
             lines.append(f"{name} is in {group}: {len(mine)} unit(s) of it")
-            lines += _ties(
-                analysis, axis, [group.signature[i] for i in range(len(group.signature))]
-            )
+            lines += _ties(analysis, axis, group, mine if index is not None else set())
     stuck = slots[units < 0]
     seen: set[int] = set()
     for slot in stuck.tolist():
@@ -79,20 +82,37 @@ def _explain_axis(analysis: Analysis, axis: Axis, index: int | None) -> str:
         seen.add(component)
         lines += [line for line in _why_pinned(analysis, axis, slot, name) if line not in lines]
         if len(seen) >= 3 and len(stuck) > 3:
-            lines.append(f"  … {len(stuck)} slots of this axis stay in all")
+            lines.append(f"  ({len(stuck)} slots of this axis stay)")
             break
     return "\n".join(lines) or f"{name}: no parameter lies along this axis, so nothing to remove"
 
 
-def _ties(analysis: Analysis, axis: Axis, ends: list[tuple[str, int]]) -> list[str]:
+def _ties(analysis: Analysis, axis: Axis, group: Group, units: set[int]) -> list[str]:
+    """What an axis is tied to; for single units also which indices there go with them."""
     lines = []
-    for tensor, index in ends[:LONGEST_LIST]:
+    for tensor, index in group.signature[:LONGEST_LIST]:
         if (tensor, index) == (axis.tensor, axis.index):
             continue
-        lines.append(f"  tied to {tensor}:{index}{_through(analysis, axis, {(tensor, index)})}")
-    if len(ends) > LONGEST_LIST:
-        lines.append(f"  … and {len(ends) - LONGEST_LIST} more")
+        other = analysis.relations.slots.tensors[tensor][index]
+        mine = np.isin(analysis.coupling.unit_of(other.slots), sorted(units))
+        which = f" at {_ranges(np.flatnonzero(mine).tolist())}" if units else ""
+        lines.append(
+            f"  tied to {tensor}:{index}{which}{_through(analysis, axis, {(tensor, index)})}"
+        )
+    if len(group.signature) > LONGEST_LIST:
+        lines.append(f"  … and {len(group.signature) - LONGEST_LIST} more")
     return lines
+
+
+def _ranges(indices: list[int]) -> str:
+    """0, 1, 2, 5 as 0-2, 5."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
 
 
 def _why_pinned(analysis: Analysis, axis: Axis, slot: int, name: str) -> list[str]:
@@ -111,6 +131,7 @@ def _why_pinned(analysis: Analysis, axis: Axis, slot: int, name: str) -> list[st
 
 def _through(analysis: Analysis, axis: Axis, ends: set[tuple[str, int]]) -> str:
     steps = analysis.coupling.path((axis.tensor, axis.index), ends)
-    nodes = [label(analysis.model.nodes[node]) for _, _, node in steps if node >= 0]
+    passed = [label(analysis.model.nodes[node]) for _, _, node in steps if node >= 0]
+    nodes = [name for name, _ in groupby(passed)]
     shown = nodes if len(nodes) <= 8 else [*nodes[:4], "…", *nodes[-3:]]
     return f"\n    through {' -> '.join(shown)}" if nodes else ""

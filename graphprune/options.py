@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from graphprune.analysis import Scope
 from graphprune.criteria import Scoring
@@ -41,14 +42,25 @@ class Options:
     max_accuracy_drop: float | None = None
     min_speedup: float | None = None
 
+    @staticmethod
+    def of(**given: Any) -> Options:
+        """Options by name; one that does not exist is an error that names those that do."""
+        known = [f.name for f in fields(Options)]
+        for name in given:
+            if name not in known:
+                raise UsageError(
+                    f"there is no option {name!r}", hint=f"One of: {', '.join(known)}."
+                )
+        return Options(**given)
+
     def budgets(self) -> dict[str, float]:
         """Kind of cost → share that may remain."""
         asked = {"macs": self.flops, "params": self.params, "bytes": self.size}
         budgets = {kind: share for kind, share in asked.items() if share is not None}
         for kind, share in budgets.items():
-            if not 0 < share <= 1:
+            if not isinstance(share, int | float) or not 0 < share <= 1:
                 raise UsageError(
-                    f"the {kind} budget is {share:g}", hint="A budget is a share in (0, 1]."
+                    f"the {kind} budget is {share!r}", hint="A budget is a share in (0, 1]."
                 )
         if not budgets:
             raise UsageError(
@@ -56,7 +68,9 @@ class Options:
                 hint="Say how much may remain, for example --target-flops 0.5.",
             )
         if self.spread not in ("global", "uniform", "balanced"):
-            raise UsageError(f"--spread {self.spread!r} is unknown", hint="global or uniform")
+            raise UsageError(
+                f"--spread {self.spread!r} is unknown", hint="global, uniform or balanced"
+            )
         return budgets
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -130,10 +131,12 @@ def law_errors(
     Sets after the first may be of sizes that the original cannot run; those give no number. With
     ``must_be_finite`` outputs that are all NaN or infinite, which prove nothing, are an error.
     """
+    fills = random_fills(model, shapes)
     taps = before_last_activation(model, shapes)
     names = [*(value.name for value in model.outputs), *taps]
-    masked = with_outputs(zeroed(model, shapes, coupling, alive), taps, shapes)
-    original, result = open_model(masked), open_model(with_outputs(cut, taps, shapes))
+    masked = filled(zeroed(model, shapes, coupling, alive), fills)
+    smaller = filled(cut, sliced(fills, coupling, alive))
+    original, result = (open_model(with_outputs(m, taps, shapes)) for m in (masked, smaller))
     errors = []
     for i, feeds in enumerate(several):
         try:
@@ -184,3 +187,34 @@ def with_outputs(model: Model, names: Sequence[str], shapes: Shapes) -> Model:
         kind = helper.make_tensor_type_proto(shapes.dtype[name], None)
         skeleton.graph.output.append(helper.make_value_info(name, kind))
     return replace(model, skeleton=skeleton)
+
+
+def random_fills(model: Model, shapes: Shapes) -> dict[str, Array]:
+    """Seeded weights for those that the model only fills with one number (ConstantOfShape).
+
+    Equal weights cannot tell which channels left; for the proof both models get random ones.
+    Matrices keep the variance of what flows through them; vectors are positive, as variances are.
+    """
+    fills: dict[str, Array] = {}
+    for node in model.nodes:
+        name = node.output[0] if node.output else ""
+        shape = shapes.shape.get(name)
+        floats = shapes.dtype.get(name) == onnx.TensorProto.FLOAT
+        if node.op_type != "ConstantOfShape" or name not in model.constant_names or not floats:
+            continue
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        if shape and len(shape) > 1:
+            scale = np.float32(np.prod(shape[1:]) ** -0.5)
+            fills[name] = rng.standard_normal(shape, dtype=np.float32) * scale
+        elif shape:
+            fills[name] = rng.random(shape, dtype=np.float32) + np.float32(0.5)
+    return fills
+
+
+def filled(model: Model, fills: Mapping[str, Array]) -> Model:
+    """The model with initialisers in the place of the nodes that write ``fills``."""
+    if not fills:
+        return model
+    nodes = [node for node in model.nodes if not fills.keys() & set(node.output)]
+    weights = [set_initializer(name, array) for name, array in fills.items()]
+    return model.with_graph(nodes, [*model.initializers.values(), *weights])

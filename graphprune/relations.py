@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from graphprune.slots import Axis, SlotArray, Slots
+from graphprune.slots import SlotArray, Slots
 
 
 class Role(IntEnum):
@@ -115,7 +114,3 @@ class Relations:
         lines = [f"{len(self.ties)} ties, {len(self.folds)} folds, {len(self.pins)} pins"]
         lines += [f"pin: {pin.reason} ({len(pin.slots)} slots)" for pin in self.pins]
         return "\n".join(lines)
-
-
-def slots_of(*axes: Axis | SlotArray) -> Sequence[SlotArray]:
-    return [axis.slots if isinstance(axis, Axis) else axis for axis in axes]

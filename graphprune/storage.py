@@ -91,6 +91,8 @@ def source_bytes(source: str | Path | onnx.ModelProto, model: Model) -> int:
 def _read(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
     from google.protobuf.message import DecodeError
 
+    if path.is_dir():
+        raise UsageError("the model is a folder", str(path), "Name the .onnx file in it.")
     if not path.is_file():
         raise UsageError("there is no such model file", str(path), "Check the path.")
     try:

@@ -25,18 +25,21 @@ class Target:
     multiple: Mapping[str, int] = field(default_factory=dict)
     macs_per_element: float = 0.0  # roofline balance: MACs in the time of one element of traffic
     strict: bool = False  # --round-to: the grid is never made finer
+    fixed_minimum: bool = False  # --min-channels: the minimum is never lowered
 
     def multiple_of(self, operator: str) -> int:
         return self.multiple.get(operator, self.multiple.get("default", 1))
 
     @property
     def finest(self) -> bool:
-        return self.minimum == 1 and all(step == 1 for step in self.multiple.values())
+        lowest = self.minimum == 1 or self.fixed_minimum
+        return lowest and all(step == 1 for step in self.multiple.values())
 
     def halved(self) -> Target:
         """The same target with half as wide steps, for models too small for its grid."""
         steps = {operator: max(1, step // 2) for operator, step in self.multiple.items()}
-        return replace(self, multiple=steps, minimum=max(1, self.minimum // 2))
+        least = self.minimum if self.fixed_minimum else max(1, self.minimum // 2)
+        return replace(self, multiple=steps, minimum=least)
 
     def __str__(self) -> str:
         steps = ", ".join(f"{k} {v}" for k, v in self.multiple.items())
@@ -67,8 +70,11 @@ def choose(
             hint=f"One of auto, {', '.join(known)}, or a .toml file.",
         )
     if round_to is not None:
-        target = replace(target, multiple={"default": round_to}, strict=True)
-    return replace(target, minimum=minimum) if minimum is not None else target
+        name = f"{target.name} rounded to {round_to}"
+        target = replace(target, name=name, multiple={"default": round_to}, strict=True)
+    if minimum is not None:
+        target = replace(target, minimum=minimum, fixed_minimum=True)
+    return target
 
 
 def detect() -> str:

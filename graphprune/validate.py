@@ -136,9 +136,10 @@ def read_inputs(path: Path, model: Model, extra: tuple[str, ...] = ()) -> dict[s
         with np.load(path, allow_pickle=False) as archive:
             data = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, AttributeError, TypeError, EOFError, *DAMAGED) as error:
-        raise UsageError(f"cannot read arrays from the file: {error}", str(path)) from error
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else "no .npz file"
+        raise UsageError(f"cannot read arrays from the file: {cause}", str(path)) from error
     wanted = {value.name for value in model.inputs} | set(extra)
-    if set(data) != wanted:
+    if not wanted <= set(data):
         raise UsageError(
             f"the file holds {sorted(data)}",
             str(path),

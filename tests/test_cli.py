@@ -534,3 +534,22 @@ def test_python_door(resnet: Path) -> None:
         if tensor.name in kept:
             assert tensor.dims[0] == len(kept[tensor.name])
             assert len(before[tensor.name]) >= tensor.dims[0]
+
+
+def test_the_users_minimum_is_never_lowered(run: Run, resnet: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    ran = run(resnet, *HALF, *QUICK, "--min-channels", 1000, "-o", out)
+    assert ran.code == 4
+    assert not out.exists()
+    assert run(resnet, "--target-flops", 0.9, *QUICK, "--min-channels", 30, "-o", out).code == 0
+    model = onnx.load(out)
+    assert min(t.dims[0] for t in model.graph.initializer if len(t.dims) == 4) >= 30
+
+
+def test_a_full_stdout_is_one_message(resnet: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "graphprune.cli", "inspect", str(resnet), "--json"]
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ran.returncode == 2
+    assert "cannot write the report" in ran.stderr
+    assert "Traceback" not in ran.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from graphprune.check import LawBrokenError, check_rule
@@ -180,3 +181,22 @@ def test_wrong_movement_is_caught() -> None:
     square = HEAD.format(opset=13, inputs="float[2,4] x", outputs="float[2,4] y") + " {y = Relu(x)}"
     with pytest.raises(LawBrokenError):
         check_rule(square, rules={**BUILTIN, ("", "Relu"): swapped})
+
+
+def test_equal_weights_cannot_hide_a_wrong_cut() -> None:
+    """Weights filled with one number get random ones for the proof, so each channel counts."""
+    source = HEAD.format(opset=13, inputs="float[1,3,4,4] x", outputs="float[1,2,4,4] y") + (
+        "{ s = Constant<value = int64[4] {6, 3, 1, 1}>() t = Constant<value = int64[4] {2, 6, 1, 1}>()"
+        " v = ConstantOfShape<value = float[1] {1}>(s) w = ConstantOfShape<value = float[1] {1}>(t)"
+        " h = Conv(x, v) r = Relu(h) y = Conv(r, w) }"
+    )
+
+    def shifted(op: Op) -> None:
+        """Relu that ties each channel to its neighbour."""
+        x, y = op.input(0), op.output()
+        op.same(x, y, but=[1])
+        op.tie(x[1], np.roll(y[1].slots, 1))
+
+    with pytest.raises(LawBrokenError):
+        check_rule(source, rules={**BUILTIN, ("", "Relu"): shifted})
+    assert check_rule(source).passed

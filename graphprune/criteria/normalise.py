@@ -11,7 +11,7 @@ Scores = NDArray[np.float64]
 
 
 def _divide(scores: Scores, by: float) -> Scores:
-    return scores / by if by > 0 else scores
+    return scores / by if 0 < by < np.inf else scores
 
 
 def standardise(scores: Scores) -> Scores:

@@ -103,7 +103,7 @@ def _pin_unclaimed(
     mentioned += [pin.slots for pin in relations.pins[marks[2] :]]
     reason = f"positions along an axis of {kind}"
     if not mentioned:
-        reason = f"{kind}: nothing is removed from it yet"
+        reason = f"{kind}: every axis has a meaning of its own here"
     claimed = _Claimed(relations.slots, names)
     for array in mentioned:
         claimed.mark(array)

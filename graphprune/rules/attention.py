@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphprune.rules.op import Op, Table
+from graphprune.rules.op import Op, RefusedError, Table
 
 table = Table()
 
@@ -17,6 +17,7 @@ def attention(op: Op) -> None:
     length = -2
     op.macs(*q, k.axes[length])
     op.macs(*q.axes[:-1], v.axes[length], v.axes[-1])
+    raise RefusedError("heads of the fused operator are not removed yet")
 
 
 @table.rule("MultiHeadAttention", "GroupQueryAttention", domain="com.microsoft")
@@ -25,6 +26,7 @@ def projected_attention(op: Op) -> None:
     q, k, v = op.input(0), op.input(1), op.input(2)
     op.macs(*q, k[1])
     op.macs(*q.axes[:-1], v[1], v.axes[-1])
+    raise RefusedError("heads of the fused operator are not removed yet")
 
 
 @table.rule("Attention", domain="com.microsoft")
@@ -35,3 +37,4 @@ def packed_attention(op: Op) -> None:
     third = w[1].slots[: len(w[1]) // 3]
     op.macs(x[0], x[1], x[1], third)
     op.macs(x[0], x[1], x[1], third)
+    raise RefusedError("heads of the fused operator are not removed yet")

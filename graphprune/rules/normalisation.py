@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graphprune.relations import Role
-from graphprune.rules.op import Op, Table
+from graphprune.rules.op import Op, RefusedError, Table
 
 table = Table()
 
@@ -13,7 +13,7 @@ def batch_normalization(op: Op) -> None:
     """Per channel; scale, bias, mean and variance each hold one number per channel."""
     x, y = op.input(0), op.output()
     if op.attr("training_mode", 0):
-        return  # statistics of the batch at run time: everything stays pinned
+        raise RefusedError("training mode takes the batch's statistics at run time")
     channel = x[min(1, x.rank - 1)]
     op.same(x, y)
     op.scale(1, channel)
