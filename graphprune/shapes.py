@@ -18,6 +18,16 @@ from graphprune.model import RANDOM_OPS, Array, Model, bodies
 
 Shape = tuple[int, ...]
 SMALL = 4096  # elements: larger values are never carried through shape arithmetic
+# What ONNX's reference evaluator raises where it lacks an operator or its input is out of range.
+CANNOT_EVALUATE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 # Operators defined as functions, for which ONNX's per-node inference finds nothing.
 SAME_AS_FIRST = {"GroupNormalization", "MeanVarianceNormalization", "RMSNormalization"}
 # Sizes tried, in order, for a symbolic dimension nobody named: the first that the graph accepts.
@@ -238,9 +248,7 @@ def _fold(
         lone = helper.make_model(graph, opset_imports=model.skeleton.opset_import)
         with np.errstate(all="ignore"):  # a log of zero is the model's business
             results = ReferenceEvaluator(lone).run(None, feeds)
-    except (
-        Exception
-    ):  # the reference has no such operator: the value stays unknown, nothing is lost
+    except CANNOT_EVALUATE:  # the value stays unknown, and what depends on it pinned
         return
     for name, result in zip(outputs, results, strict=True):
         if isinstance(result, np.ndarray | np.generic):
