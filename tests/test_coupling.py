@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from graphprune.api import prepare, prune
 from graphprune.explain import explain, parse_place
-from graphprune.oracle import relative_error
+from graphprune.oracle import before_last_activation, relative_error
 from graphprune.runtime import opened
 from graphprune.storage import load
 
@@ -121,3 +121,18 @@ def test_result_runs_as_the_python_door_says() -> None:
     feeds = {"x": np.ones((1, 5, 6), np.float32)}
     outputs = [opened(load(m))(feeds) for m in (model, result.model)]
     assert relative_error(*outputs) < 2
+
+
+def test_a_vanishing_output_is_judged_by_what_it_is_made_of() -> None:
+    """Sigmoid of about -40 is rounding noise; its input still proves the cut."""
+    b = Builder()
+    x = b.conv(b.add("Relu", b.conv("x", 3, 8)), 8, 2)
+    low = b.add("Add", x, b.constant(np.float32([[[-40.0]], [[-20.0]]])))
+    y = b.add("Sigmoid", low)
+    model = b.model({"x": ["n", 3, 8, 8]}, {y: ["n", 2, 8, 8]})
+    analysis = prepare(model).analysis
+    assert before_last_activation(analysis.model, analysis.shapes) == {y: low}
+    noise = [np.float32([1e-18]), np.float32([2e-18])]
+    assert relative_error([noise[0]], [noise[1]]) == 1
+    assert relative_error([noise[0]], [noise[1]], floors=[1.0]) < 1e-6
+    assert prune(model, flops=0.5, round_to=1, min_channels=1, measure=False).verdict.passed
