@@ -2,6 +2,7 @@
 
 from graphprune.criteria.weights import CRITERIA
 from graphprune.plugins import Plugin
+from graphprune_passes.fold_batch_norm import FoldBatchNorm
 from graphprune_passes.lift_constants import LiftConstants
 from graphprune_passes.remove_channels import RemoveChannels
 from graphprune_passes.separate_vectors import SeparateVectors
@@ -10,6 +11,6 @@ from graphprune_passes.share_vectors import ShareVectors
 plugin = Plugin(
     name="builtin",
     criteria=CRITERIA,
-    passes=(LiftConstants, SeparateVectors, RemoveChannels, ShareVectors),
+    passes=(LiftConstants, SeparateVectors, RemoveChannels, ShareVectors, FoldBatchNorm),
     prepare=(LiftConstants(), SeparateVectors()),
 )

@@ -83,6 +83,17 @@ def rename_inputs(node: onnx.NodeProto, alias: dict[str, str]) -> onnx.NodeProto
     return new
 
 
+def rename_outputs(node: onnx.NodeProto, alias: dict[str, str]) -> onnx.NodeProto:
+    """The node writing other tensors; itself where nothing changes."""
+    if not alias.keys() & set(node.output):
+        return node
+    new = onnx.NodeProto()
+    new.CopyFrom(node)
+    for i, name in enumerate(new.output):
+        new.output[i] = alias.get(name, name)
+    return new
+
+
 def _tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
     attribute = node.attribute[0]
     if attribute.name == "value":

@@ -1,0 +1,214 @@
+"""Calibration inputs from files: arrays of an .npz file, pictures of a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import onnx
+from numpy.lib import format as npy
+from PIL import Image
+
+from graphprune.calibrate.preprocess import Preprocess, completed, picture_input
+from graphprune.calibrate.samples import Samples, batched_inputs
+from graphprune.errors import UsageError
+from graphprune.model import Array, Model
+from graphprune.runtime import input_dtype
+from graphprune.shapes import Shapes, declared
+
+ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
+UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,  # a compression that zipfile lacks
+    OSError,
+    RuntimeError,  # an encrypted member
+    SyntaxError,  # a damaged header of an array or of a picture
+    ValueError,
+)
+PIECE = 2**20  # bytes read at a time
+
+
+def from_npz(path: str | Path, model: Model, count: int | None = None) -> Samples:
+    """The first ``count`` rows of an .npz file with one array for each graph input.
+
+    Further arrays (``labels``) are ignored. Each array is copied to an unnamed file and mapped, so
+    that memory holds only what is read. Raises ``UsageError`` for what does not fit the model.
+    """
+    path = Path(path)
+    arrays = _map_members(path, [value.name for value in model.inputs])
+    for value in model.inputs:
+        _check_fits(arrays[value.name], value, path)
+    batched = _batched(model, arrays, path)
+    lengths = {name: len(arrays[name]) for name in arrays if name in batched}
+    if len(set(lengths.values())) > 1:
+        raise UsageError(f"arrays of different lengths: {lengths}", str(path))
+    available = next(iter(lengths.values()), 1)
+    if not available:
+        raise UsageError("the arrays are empty", str(path))
+    total = available if count is None else min(count, available)
+    dtypes = {value.name: input_dtype(value) for value in model.inputs}
+
+    def read(start: int, stop: int) -> dict[str, Array]:
+        rows = slice(start, min(stop, total))
+        return {
+            name: _numbers(array[rows] if name in batched else array, dtypes[name], name, path)
+            for name, array in arrays.items()
+        }
+
+    digest = hashlib.sha256(f"npz {total}".encode())
+    for name, array in arrays.items():
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        _digest_rows(digest, array[:total] if name in batched else array[None])
+    return Samples(total, f"{total} rows of {path.name}", digest.hexdigest(), read)
+
+
+def from_folder(
+    path: str | Path,
+    model: Model,
+    shapes: Shapes,
+    preprocess: Preprocess,
+    count: int | None = None,
+    seed: int = 0,
+) -> Samples:
+    """Pictures of a folder and the folders in it, in order of their names, decoded when read.
+
+    Where ``count`` is smaller, that many are drawn by ``seed``. Raises ``UsageError`` for an empty
+    folder, a model that takes no pictures, and, naming the file, a picture that cannot be decoded.
+    """
+    path = Path(path)
+    to = picture_input(model, shapes, preprocess)
+    preprocess = completed(preprocess, to)
+    chosen = pictures_of(path, count, seed)
+
+    def read(start: int, stop: int) -> dict[str, Array]:
+        pixels = [preprocess.decode(open_picture(file), to) for file in chosen[start:stop]]
+        return {to.name: preprocess.encode(np.stack(pixels), to)}
+
+    digest = hashlib.sha256(repr(("folder", to, preprocess.document())).encode())
+    for file in chosen:
+        digest.update(_file_digest(file))
+    return Samples(len(chosen), f"{len(chosen)} pictures of {path.name}", digest.hexdigest(), read)
+
+
+def pictures_of(path: Path, count: int | None, seed: int) -> list[Path]:
+    """The folder's pictures in order; where there are more than ``count``, a draw of them."""
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS)
+    found = [file for file in found if file.is_file()]
+    if not found:
+        raise UsageError(
+            "the folder holds no pictures", str(path), f"Known are {' '.join(sorted(ENDINGS))}."
+        )
+    if count is None or count >= len(found):
+        return found
+    order = np.random.default_rng(seed).permutation(len(found))[:count]
+    return [found[i] for i in order]
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture, decoded; raises ``UsageError`` that names the file."""
+    try:
+        with warnings.catch_warnings():  # about palettes, and sizes that only look like bombs
+            warnings.simplefilter("ignore")
+            with Image.open(path) as picture:
+                picture.load()
+                return picture.copy()
+    except (*UNREADABLE, Image.DecompressionBombError) as error:
+        raise UsageError(f"cannot decode the picture: {error}", str(path)) from error
+
+
+def _map_members(path: Path, names: Sequence[str]) -> dict[str, Array]:
+    """The arrays of an .npz file, each mapped from an unnamed copy on disk."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            held = {name.removesuffix(".npy") for name in archive.namelist()}
+            if not set(names) <= held:
+                raise UsageError(
+                    f"the file holds {sorted(held)}",
+                    str(path),
+                    f"It needs one array for each of {sorted(names)}.",
+                )
+            return {name: _mapped(archive, name, path) for name in names}
+    except UNREADABLE as error:
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else "no .npz file"
+        raise UsageError(f"cannot read arrays from the file: {cause}", str(path)) from error
+
+
+def _mapped(archive: zipfile.ZipFile, name: str, path: Path) -> Array:
+    """One member as a read-only map of an unnamed file, which goes with the array."""
+    with archive.open(f"{name}.npy") as member, tempfile.TemporaryFile() as copy:
+        shape, fortran, dtype = _header(member)
+        if dtype.kind not in "biuf":
+            raise UsageError(f"not numbers but {dtype}", f"array {name!r} of {path}")
+        shutil.copyfileobj(member, copy, PIECE)
+        size = copy.tell()
+        if size != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
+            raise ValueError(f"{name} holds {size} bytes")
+        if not size:
+            return np.empty(shape, dtype)
+        copy.flush()
+        return np.memmap(copy, dtype, "r", shape=shape, order="F" if fortran else "C")
+
+
+def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = npy.read_magic(member)
+    if version == (1, 0):
+        return npy.read_array_header_1_0(member)
+    if version == (2, 0):
+        return npy.read_array_header_2_0(member)
+    raise ValueError(f"version {version} of the array format")
+
+
+def _check_fits(array: Array, value: onnx.ValueInfoProto, path: Path) -> None:
+    dims = declared(value)
+    fits = dims is None or (
+        array.ndim == len(dims)
+        and all(d is None or d == s for d, s in zip(dims[1:], array.shape[1:], strict=True))
+    )
+    if not fits:
+        raise UsageError(
+            f"shape {list(array.shape)} does not fit the declared {dims}",
+            f"array {value.name!r} of {path}",
+        )
+
+
+def _batched(model: Model, arrays: dict[str, Array], path: Path) -> frozenset[str]:
+    """The inputs whose rows are samples; the others must have the size that is declared."""
+    batched = batched_inputs(model)
+    for value in model.inputs:
+        dims, shape = declared(value), arrays[value.name].shape
+        if value.name not in batched and dims and dims[0] not in (None, shape[0]):
+            raise UsageError(
+                f"shape {list(shape)} does not fit the declared {dims}",
+                f"array {value.name!r} of {path}",
+            )
+    return frozenset(name for name in batched if arrays[name].ndim)
+
+
+def _numbers(rows: Array, dtype: np.dtype[Any], name: str, path: Path) -> Array:
+    """Rows in the input's type, in memory; nothing in them is NaN or infinite."""
+    if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+        raise UsageError("NaN or infinite values", f"array {name!r} of {path}")
+    return np.array(rows, dtype)
+
+
+def _digest_rows(digest: Any, rows: Iterable[Array]) -> None:
+    for row in rows:
+        digest.update(np.ascontiguousarray(row))
+
+
+def _file_digest(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").digest()
+    except OSError as error:
+        raise UsageError(f"cannot read the picture: {error.strerror}", str(path)) from error

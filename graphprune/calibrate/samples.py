@@ -1,0 +1,75 @@
+"""Calibration inputs that are read in pieces, and the batches in which a model takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from graphprune.model import Array, Model
+from graphprune.shapes import declared
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Calibration inputs, read in pieces so that they are never all in memory at once."""
+
+    count: int  # samples: rows along axis 0
+    source: str  # one line for people: "512 rows of calib.npz"
+    key: str  # sha256 hex of content, preprocessing and seed: names the cache
+    read: Callable[[int, int], dict[str, Array]]  # rows start..stop (exclusive) by graph input
+
+
+def batched_inputs(model: Model) -> frozenset[str]:
+    """Graph inputs whose axis 0 counts samples; the others are fed whole.
+
+    The first input that has axes decides: another is batched if it declares the same first size
+    (or none, where the first declares none).
+    """
+    ranked = [value for value in model.inputs if declared(value) != []]
+    if not ranked:
+        return frozenset()
+    batch = _first_size(ranked[0])
+    return frozenset(value.name for value in ranked if _first_size(value) == batch)
+
+
+def rows_per_run(model: Model) -> int | None:
+    """Rows that one run must take: the declared batch; ``None`` where any number will do.
+
+    An input that is fed whole but leaves a size open (a recurrent state, say) may hold the batch
+    on another axis: then one row at a time is the only size that is always right.
+    """
+    batched = batched_inputs(model)
+    for value in model.inputs:
+        if value.name not in batched and None in (declared(value) or ()):
+            return 1
+    first = next((value for value in model.inputs if value.name in batched), None)
+    return None if first is None else _first_size(first)
+
+
+def batches(samples: Samples, model: Model, size: int) -> Iterator[dict[str, Array]]:
+    """All samples in feeds of ``size`` rows, or of as many as the model declares.
+
+    Where the model declares its batch, an incomplete last one is left out, unless it is the only
+    one: then its rows are repeated.
+    """
+    fixed = rows_per_run(model)
+    step = fixed or size
+    whole = samples.count // step * step if fixed else samples.count
+    for start in range(0, whole, step):
+        yield samples.read(start, min(start + step, samples.count))
+    if whole or not samples.count:
+        return
+    batched = batched_inputs(model)
+    few = samples.read(0, samples.count)
+    yield {
+        name: np.resize(rows, (step, *rows.shape[1:])) if name in batched else rows
+        for name, rows in few.items()
+    }
+
+
+def _first_size(value: onnx.ValueInfoProto) -> int | None:
+    dims = declared(value)
+    return dims[0] if dims else None

@@ -1,0 +1,345 @@
+"""Linear operators as matrix problems: Y = W X + b, one problem for each group of channels.
+
+The pruning rules say what leaves; this file says only how such a node's arithmetic unfolds into
+rows of a matrix, so that statistics and repairs need not know operators.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from graphprune.model import Array, Model, set_initializer
+
+Matrix = NDArray[np.float64]
+BLOCK = 1 << 24  # elements of an unfolded block: rows beyond it are made in a next one
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+RECURRENT = ("LSTM", "GRU", "RNN")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A node that computes ``y`` from ``x`` with constant weights.
+
+    ``y`` is read after the bias, which may be a node of its own (MatMul, Add). A recurrent node's
+    input weights have no such tensor: its ``y`` is ``None``.
+    """
+
+    node: int
+    kind: str
+    x: str
+    weight: str
+    bias: str | None
+    y: str | None
+    groups: int
+    kernel: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()  # before each spatial axis
+    auto_pad: str = "NOTSET"
+    transposed: bool = False  # weight is [out, in] where it is a plain matrix
+    alpha: float = 1.0
+    beta: float = 1.0
+    bias_node: int | None = None  # the Add that holds the bias of a MatMul
+
+    @property
+    def taps(self) -> int:
+        """Kernel positions: columns per input channel."""
+        return math.prod(self.kernel)
+
+    @property
+    def contracted_axis(self) -> int:
+        """The weight's axis that is summed over."""
+        if self.kind in RECURRENT:
+            return 2
+        if self.kind == "ConvTranspose":
+            return 0
+        return 1 if self.kind == "Conv" or self.transposed else 0
+
+    def matrix(self, model: Model) -> Matrix:
+        """W: [groups, out, in], in float64, with Gemm's alpha multiplied in."""
+        weight = model.array(self.weight).astype(np.float64)
+        if self.kind == "Conv":
+            return weight.reshape(self.groups, len(weight) // self.groups, -1)
+        if self.kind == "ConvTranspose":
+            rows, columns = len(weight) // self.groups, weight.shape[1]
+            parts = weight.reshape(self.groups, rows, columns, self.taps)
+            return parts.transpose(0, 2, 1, 3).reshape(self.groups, columns, rows * self.taps)
+        if self.kind in RECURRENT:
+            return weight.reshape(1, -1, weight.shape[2])
+        return self.alpha * (weight if self.transposed else weight.T)[None]
+
+    def offset(self, model: Model, outputs: int) -> Matrix:
+        """b: [groups, out], zeros where the operator has none."""
+        if self.bias is None:
+            return np.zeros((self.groups, outputs // self.groups))
+        bias = model.array(self.bias).astype(np.float64)
+        if self.kind in RECURRENT:
+            return bias[:, : bias.shape[1] // 2].reshape(1, -1)
+        bias = np.broadcast_to(self.beta * bias.reshape(-1), (outputs,))
+        return bias.reshape(self.groups, -1)
+
+    def _stored(self, matrix: Matrix, shape: Sequence[int]) -> Matrix:
+        """The weight array of that shape that ``matrix`` reads back from."""
+        if self.kind == "ConvTranspose":
+            rows, columns = shape[0] // self.groups, shape[1]
+            parts = matrix.reshape(self.groups, columns, rows, self.taps)
+            return parts.transpose(0, 2, 1, 3).reshape(shape)
+        if self.kind == "Conv" or self.kind in RECURRENT:
+            return matrix.reshape(shape)
+        plain = matrix[0] / self.alpha
+        return plain if self.transposed else plain.T
+
+
+def linears(model: Model) -> list[Linear]:
+    """Every node with constant weights of its own, in node order.
+
+    Weights that several nodes read are left out: what repairs one would break the others.
+    """
+    found = []
+    for i, node in enumerate(model.nodes):
+        linear = _linear(model, i, node)
+        if linear is not None and len(model.consumers[linear.weight]) == 1:
+            found.append(linear)
+    return found
+
+
+def _linear(model: Model, index: int, node: onnx.NodeProto) -> Linear | None:
+    if node.domain or len(node.input) < 2 or node.input[1] not in model.initializers:
+        return None
+    if node.input[0] in model.constant_names:
+        return None
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
+    if node.op_type in RECURRENT:
+        bias = node.input[3] if len(node.input) > 3 and node.input[3] else None
+    if bias is not None and (bias not in model.initializers or len(model.consumers[bias]) != 1):
+        return None
+    common = Linear(index, node.op_type, node.input[0], node.input[1], bias, node.output[0], 1)
+    shape = tuple(model.initializers[node.input[1]].dims)
+    if node.op_type in CONVOLUTIONS:
+        return _convolution(common, shape, attributes)
+    if node.op_type == "Gemm" and not attributes.get("transA", 0) and len(shape) == 2:
+        return _gemm(model, common, attributes)
+    if node.op_type == "MatMul" and len(shape) == 2:
+        return _with_added_bias(model, common, shape[1])
+    if node.op_type in RECURRENT and not attributes.get("layout", 0):
+        return replace(common, y=None)
+    return None
+
+
+def _convolution(
+    common: Linear, shape: tuple[int, ...], attributes: Mapping[str, object]
+) -> Linear | None:
+    spatial = len(shape) - 2
+    auto = attributes.get("auto_pad", b"NOTSET")
+    pads = attributes.get("pads") or [0] * (2 * spatial)
+    ones = (1,) * spatial
+    assert isinstance(pads, list) and isinstance(auto, bytes)
+    if attributes.get("output_shape"):
+        return None
+    auto_pad = auto.decode()
+    if common.kind == "ConvTranspose" and auto_pad not in ("NOTSET", "VALID"):
+        return None
+    return replace(
+        common,
+        groups=int(attributes.get("group", 1)),  # type: ignore[call-overload]
+        kernel=shape[2:],
+        strides=tuple(attributes.get("strides") or ones),  # type: ignore[arg-type]
+        dilations=tuple(attributes.get("dilations") or ones),  # type: ignore[arg-type]
+        pads=tuple(pads[:spatial]),
+        auto_pad=auto_pad,
+    )
+
+
+def _gemm(model: Model, common: Linear, attributes: Mapping[str, object]) -> Linear | None:
+    alpha, beta = (float(attributes.get(key, 1.0)) for key in ("alpha", "beta"))  # type: ignore[arg-type]
+    if alpha == 0 or beta == 0:
+        return None
+    if common.bias is not None and sum(d > 1 for d in model.initializers[common.bias].dims) > 1:
+        return None
+    transposed = bool(attributes.get("transB", 0))
+    return replace(common, transposed=transposed, alpha=alpha, beta=beta)
+
+
+def _with_added_bias(model: Model, common: Linear, outputs: int) -> Linear:
+    """A MatMul whose only reader adds a constant vector: that vector is its bias."""
+    assert common.y is not None
+    readers = model.consumers.get(common.y, [])
+    if len(readers) != 1 or common.y in model.output_names or readers[0][1] < 0:
+        return common
+    place, position = readers[0]
+    node = model.nodes[place]
+    if node.op_type != "Add" or node.domain:
+        return common
+    other = node.input[1 - position]
+    if other not in model.initializers or len(model.consumers[other]) != 1:
+        return common
+    dims = tuple(model.initializers[other].dims)
+    if math.prod(dims) != outputs or dims[-1:] != (outputs,):
+        return common
+    return replace(common, bias=other, y=node.output[0], bias_node=place)
+
+
+# --- rows ---
+
+
+def positions(linear: Linear, y_shape: Sequence[int], most: int, seed: Sequence[int]) -> Array:
+    """At most ``most`` output positions of one chunk, ascending; all of them where they are fewer.
+
+    For a convolution these are spatial positions (used for every sample), else rows of the chunk.
+    """
+    if linear.kind in CONVOLUTIONS:
+        total = math.prod(y_shape[2:])
+    else:
+        total = math.prod(y_shape[:-1])
+    if total <= most:
+        return np.arange(total)
+    rng = np.random.default_rng(list(seed))
+    return np.sort(rng.choice(total, max(1, most), replace=False))
+
+
+def inputs_at(linear: Linear, x: Array, y_shape: Sequence[int], where: Array) -> Array:
+    """X: [groups, rows, in], float32; rows are samples x positions."""
+    if linear.kind not in CONVOLUTIONS:
+        return x.reshape(-1, x.shape[-1])[where][None].astype(np.float32)
+    samples, channels = x.shape[:2]
+    source = _sources(linear, x.shape[2:], y_shape[2:], where)  # [positions, taps]
+    flat = x.reshape(samples, channels, -1).astype(np.float32)
+    flat = np.concatenate([flat, np.zeros((samples, channels, 1), np.float32)], axis=2)
+    per_group = channels // linear.groups
+    patches = flat[:, :, source]  # [samples, channels, positions, taps]; the last is the padding
+    patches = patches.reshape(samples, linear.groups, per_group, len(where), -1)
+    return np.ascontiguousarray(patches.transpose(1, 0, 3, 2, 4)).reshape(
+        linear.groups, samples * len(where), -1
+    )
+
+
+def outputs_at(linear: Linear, y: Array, where: Array) -> Array:
+    """Y: [groups, rows, out], float32, the rows as ``inputs_at`` gives them."""
+    if linear.kind not in CONVOLUTIONS:
+        return y.reshape(-1, y.shape[-1])[where][None].astype(np.float32)
+    samples, channels = y.shape[:2]
+    picked = y.reshape(samples, linear.groups, channels // linear.groups, -1)[..., where]
+    return picked.transpose(1, 0, 3, 2).reshape(linear.groups, -1, channels // linear.groups)
+
+
+def _sources(linear: Linear, size: Sequence[int], out: Sequence[int], where: Array) -> Array:
+    """Flat input position behind every (output position, tap); beyond the last where there is none.
+
+    A tap of a Conv at output p reads p * stride - pad + tap * dilation; a ConvTranspose at p is
+    reached from every i with i * stride - pad + tap * dilation = p.
+    """
+    nothing = math.prod(size)
+    at = np.unravel_index(where, tuple(out))
+    taps = np.unravel_index(np.arange(linear.taps), linear.kernel) if linear.kernel else ()
+    flat = np.zeros((len(where), linear.taps), np.int64)
+    inside = np.ones((len(where), linear.taps), bool)
+    pads = _pads(linear, size, out)
+    for axis, length in enumerate(size):
+        offset = np.asarray(taps[axis]) * linear.dilations[axis] - pads[axis]
+        if linear.kind == "Conv":
+            place = np.asarray(at[axis])[:, None] * linear.strides[axis] + offset[None, :]
+        else:
+            place, rest = np.divmod(
+                np.asarray(at[axis])[:, None] - offset[None, :], linear.strides[axis]
+            )
+            inside &= rest == 0
+        inside &= (place >= 0) & (place < length)
+        flat = flat * length + place
+    return np.where(inside, flat, nothing)
+
+
+def _pads(linear: Linear, size: Sequence[int], out: Sequence[int]) -> Sequence[int]:
+    if linear.auto_pad in ("NOTSET", "VALID"):
+        return linear.pads
+    pads = []
+    for i, length in enumerate(size):
+        reach = (out[i] - 1) * linear.strides[i] + (linear.kernel[i] - 1) * linear.dilations[i] + 1
+        both = max(0, reach - length)
+        pads.append(both // 2 if linear.auto_pad == "SAME_UPPER" else both - both // 2)
+    return pads
+
+
+# --- writing back ---
+
+
+def rewritten(
+    model: Model, changed: Sequence[tuple[Linear, Matrix, Matrix]]
+) -> Model:
+    """The model with other weights and biases ([groups, out, in] and [groups, out]) in some nodes.
+
+    An operator without a bias gains one. Arithmetic is in float64; what is stored keeps its type.
+    """
+    tensors = dict(model.initializers)
+    nodes: dict[int, list[onnx.NodeProto]] = {}
+    for linear, matrix, offset in changed:
+        old = model.array(linear.weight)
+        value = linear._stored(matrix, old.shape).astype(old.dtype)
+        tensors[linear.weight] = _in_place_of(model, linear.weight, value)
+        bias = offset.reshape(-1)
+        if linear.kind in RECURRENT:
+            tensors |= _recurrent_bias(model, linear, bias, nodes, old.dtype)
+        elif linear.bias is not None:
+            was = model.array(linear.bias)
+            shape = was.shape if was.size == bias.size else bias.shape
+            stored = (bias / linear.beta).reshape(shape).astype(was.dtype)
+            tensors[linear.bias] = _in_place_of(model, linear.bias, stored)
+        else:
+            name = f"{linear.weight}/graphprune_bias"
+            tensors[name] = set_initializer(name, (bias / linear.beta).astype(old.dtype))
+            nodes[linear.node] = _with_bias(model.nodes[linear.node], name)
+    if not nodes:
+        return replace(model, initializers=tensors)
+    order = [n for i, node in enumerate(model.nodes) for n in nodes.get(i, [node])]
+    return model.with_graph(order, tensors.values())
+
+
+def _in_place_of(model: Model, name: str, value: Array) -> onnx.TensorProto:
+    tensor = set_initializer(name, value)
+    tensor.doc_string = model.initializers[name].doc_string
+    return tensor
+
+
+def _with_bias(node: onnx.NodeProto, bias: str) -> list[onnx.NodeProto]:
+    """The node reading a bias; a MatMul, which cannot, followed by an Add."""
+    new = onnx.NodeProto()
+    new.CopyFrom(node)
+    if node.op_type != "MatMul":
+        del new.input[2:]
+        new.input.append(bias)
+        return [new]
+    new.output[0] = f"{node.output[0]}/graphprune_product"
+    add = helper.make_node("Add", [new.output[0], bias], [node.output[0]], name=f"{bias}_add")
+    return [new, add]
+
+
+def _recurrent_bias(
+    model: Model,
+    linear: Linear,
+    bias: Matrix,
+    nodes: dict[int, list[onnx.NodeProto]],
+    dtype: np.dtype[np.generic],
+) -> dict[str, onnx.TensorProto]:
+    """The input half of a recurrent bias; the other half stays."""
+    directions = model.initializers[linear.weight].dims[0]
+    half = bias.reshape(directions, -1)
+    if linear.bias is not None:
+        rest = model.array(linear.bias)[:, half.shape[1] :].astype(np.float64)
+        value = np.concatenate([half, rest], axis=1).astype(dtype)
+        return {linear.bias: _in_place_of(model, linear.bias, value)}
+    name = f"{linear.weight}/graphprune_bias"
+    new = onnx.NodeProto()
+    new.CopyFrom(model.nodes[linear.node])
+    while len(new.input) < 4:
+        new.input.append("")
+    new.input[3] = name
+    nodes[linear.node] = [new]
+    value = np.concatenate([half, np.zeros_like(half)], axis=1).astype(dtype)
+    return {name: set_initializer(name, value)}

@@ -1,0 +1,45 @@
+"""Affine least squares from moments (asymmetric: inputs of the pruned model, targets of the
+original), with a ridge towards the weights that the cut left."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphprune.statistics import Moments
+
+Matrix = NDArray[np.float64]
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # shares of the mean variance of an input
+
+
+def solved(moments: Moments, weights: Matrix, ridge: float) -> tuple[Matrix, Matrix]:
+    """V = (T Xᶜᵀ + λ W_S)(Xᶜ Xᶜᵀ + λ I)⁻¹ and b = mean(T) − V mean(X), for each group.
+
+    ``weights``: [groups, out, in]; λ is ``ridge`` times the mean variance of the group's inputs.
+    """
+    d = weights.shape[2]
+    scale = np.trace(moments.xx, axis1=1, axis2=2) / d
+    penalty = (ridge * scale + np.finfo(np.float64).tiny)[:, None, None]
+    left = moments.xx + penalty * np.eye(d)
+    right = moments.tx + penalty * weights
+    matrix = np.linalg.solve(left, right.transpose(0, 2, 1)).transpose(0, 2, 1)
+    return matrix, offset(moments, matrix)
+
+
+def offset(moments: Moments, matrix: Matrix) -> Matrix:
+    """The bias that makes the mean output the mean target: [groups, out]."""
+    return np.asarray(moments.mean_t - np.einsum("gmd,gd->gm", matrix, moments.mean_x))
+
+
+def error(moments: Moments, matrix: Matrix, bias: Matrix) -> float:
+    """Mean squared error over rows, summed over outputs, of ``matrix`` x + ``bias``."""
+    quadratic = np.einsum("gmd,gmd->", matrix @ moments.xx, matrix)
+    cross = np.einsum("gmd,gmd->", matrix, moments.tx)
+    means = np.einsum("gmd,gd->gm", matrix, moments.mean_x) + bias - moments.mean_t
+    return float(moments.tt.sum() - 2 * cross + quadratic + np.square(means).sum())
+
+
+def best_ridge(fit: Moments, held_out: Moments, weights: Matrix) -> float:
+    """The ridge whose solution on ``fit`` has the lowest error on rows that it has not seen."""
+    errors = [error(held_out, *solved(fit, weights, ridge)) for ridge in RIDGES]
+    return RIDGES[int(np.argmin(errors))]

@@ -1,0 +1,124 @@
+"""Moments of linear operators' inputs and targets, summed over samples in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphprune.linear import Linear, inputs_at, outputs_at, positions
+from graphprune.model import Array
+
+Matrix = NDArray[np.float64]
+ROWS = 32768  # rows that a Gram matrix is summed over, at least while there are so many
+ROWS_PER_COLUMN = 8
+BLOCK = 1 << 25  # elements of one unfolded block: larger chunks are unfolded sample by sample
+
+
+@dataclass
+class Sums:
+    """Sums over rows of x: [groups, rows, in] and targets t: [groups, rows, out].
+
+    Both are shifted by a constant near their mean, so that float32 products lose nothing when the
+    mean is large; merging two is adding them.
+    """
+
+    shift_x: Matrix  # [groups, in]
+    shift_t: Matrix  # [groups, out]
+    count: float
+    x: Matrix  # [groups, in]
+    t: Matrix  # [groups, out]
+    xx: Matrix  # [groups, in, in]
+    tx: Matrix  # [groups, out, in]
+    tt: Matrix  # [groups, out]
+
+    @classmethod
+    def empty(cls, x: Array, t: Array) -> Sums:
+        """Sums of nothing, shifted by the means of these first rows."""
+        groups, _, d = x.shape
+        m = t.shape[2]
+        return cls(
+            x.mean(axis=1, dtype=np.float64),
+            t.mean(axis=1, dtype=np.float64),
+            0.0,
+            np.zeros((groups, d)),
+            np.zeros((groups, m)),
+            np.zeros((groups, d, d)),
+            np.zeros((groups, m, d)),
+            np.zeros((groups, m)),
+        )
+
+    def add(self, x: Array, t: Array) -> None:
+        a = (x - self.shift_x[:, None]).astype(np.float32)
+        b = (t - self.shift_t[:, None]).astype(np.float32)
+        self.count += x.shape[1]
+        self.x += a.sum(axis=1, dtype=np.float64)
+        self.t += b.sum(axis=1, dtype=np.float64)
+        self.xx += a.transpose(0, 2, 1) @ a
+        self.tx += b.transpose(0, 2, 1) @ a
+        self.tt += np.square(b).sum(axis=1, dtype=np.float64)
+
+    def merged(self, other: Sums) -> Sums:
+        """Both together; they must share their shifts."""
+        return Sums(
+            self.shift_x,
+            self.shift_t,
+            self.count + other.count,
+            self.x + other.x,
+            self.t + other.t,
+            self.xx + other.xx,
+            self.tx + other.tx,
+            self.tt + other.tt,
+        )
+
+    def centred(self) -> Moments:
+        """Means and covariances."""
+        n = max(self.count, 1.0)
+        x, t = self.x / n, self.t / n
+        return Moments(
+            self.count,
+            self.shift_x + x,
+            self.shift_t + t,
+            self.xx / n - x[:, :, None] * x[:, None, :],
+            self.tx / n - t[:, :, None] * x[:, None, :],
+            np.maximum(self.tt / n - np.square(t), 0),
+        )
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Means and covariances of inputs and targets over all rows seen."""
+
+    count: float
+    mean_x: Matrix  # [groups, in]
+    mean_t: Matrix  # [groups, out]
+    xx: Matrix  # [groups, in, in]
+    tx: Matrix  # [groups, out, in]
+    tt: Matrix  # [groups, out], variances
+
+
+def rows_wanted(columns: int) -> int:
+    """Rows after which a Gram matrix of so many columns hardly changes any more."""
+    return max(ROWS, ROWS_PER_COLUMN * columns)
+
+
+def chunk_rows(
+    linear: Linear, x: Array, y: Array, columns: int, chunks: int, seed: tuple[int, ...]
+) -> list[tuple[Array, Array]]:
+    """Blocks of (x rows, y rows) of one chunk: the same sampled positions of both."""
+    share = max(1, rows_wanted(columns) // max(chunks, 1))
+    spatial = linear.kind in ("Conv", "ConvTranspose")
+    most = max(1, share // len(x)) if spatial else share
+    where = positions(linear, y.shape, most, seed)
+    if not spatial:
+        return [(inputs_at(linear, x, y.shape, where), outputs_at(linear, y, where))]
+    width = len(where) * linear.taps * x.shape[1]
+    step = max(1, BLOCK // max(width, 1))
+    return [
+        (
+            inputs_at(linear, x[i : i + step], y.shape, where),
+            outputs_at(linear, y[i : i + step], where),
+        )
+        for i in range(0, len(x), step)
+    ]
