@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from graphprune.analysis import Analysis
 from graphprune.coupling import Group, Mask
+from graphprune.knapsack import solve
 from graphprune.errors import NothingPrunableError, TargetError
 from graphprune.relations import Role
 from graphprune.targets import Target
@@ -49,6 +50,7 @@ def allocate(
     budgets: Mapping[str, float],
     spread: str = "balanced",
     allow_miss: bool = False,
+    curves: Mapping[int, Scores] | None = None,
 ) -> Decision:
     """Remove the least important steps until every budget holds, then give back what fits.
 
@@ -98,13 +100,24 @@ def allocate(
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(levels_after(middle)) else (middle + 1, high)
+    start = levels_after(low)
+    if curves:
+        distortions = _distortions(ladders, curves, coupling.groups)
+
+        def costs(levels: NDArray[np.int64]) -> Mapping[str, float]:
+            after = analysis.cost.of(_mask(ladders, levels, coupling.n_units))
+            return {kind: after.of(kind) for kind in budgets}
+
+        start = solve(distortions, costs, limits, start)
+        steps = _steps_by_damage(distortions, start)
+        low = len(steps)
 
     def gap(levels: NDArray[np.int64]) -> float:
         """How far below its budget the nearest kind of cost is, as a share of the original."""
         after = analysis.cost.of(_mask(ladders, levels, coupling.n_units))
         return min(budgets[kind] - after.of(kind) / max(before.of(kind), 1) for kind in budgets)
 
-    levels = _give_back(levels_after(low), steps[:low], fits)
+    levels = _give_back(start, steps[:low], fits)
     if gap(levels) > SLACK:
         levels = _closer(levels, ladders, steps, fits, gap)
     removed = _mask(ladders, levels, coupling.n_units)
@@ -243,6 +256,35 @@ def _ranked_steps(
             rank = rank * weight[g] if rank > 0 else rank / weight[g]
             highest = max(highest, rank)  # a group's steps are taken in their order
             keyed.append((highest, g, level))
+    return [(g, level) for _, g, level in sorted(keyed)]
+
+
+def _distortions(
+    ladders: list[_Ladder], curves: Mapping[int, Scores], groups: Sequence[Group]
+) -> list[Scores]:
+    """Distortion at every level of every ladder. A group without a curve is taken to be as
+    sensitive as the most sensitive one."""
+    worst = max(curves.values(), key=lambda curve: curve[-1])
+    shares = np.linspace(0, 1, len(worst))
+    found = []
+    for ladder, group in zip(ladders, groups, strict=True):
+        size = len(group)
+        curve = curves.get(group.index)
+        if curve is None:
+            curve = np.interp(np.linspace(0, 1, size + 1), shares, worst)
+        found.append(np.array([curve[size - count] for count in ladder.counts]))
+    return found
+
+
+def _steps_by_damage(
+    distortions: list[Scores], levels: NDArray[np.int64]
+) -> list[tuple[int, int]]:
+    """(group, level) of the steps taken, those last that did most damage."""
+    keyed = [
+        (float(curve[level] - curve[level - 1]), g, level)
+        for g, curve in enumerate(distortions)
+        for level in range(1, int(levels[g]) + 1)
+    ]
     return [(g, level) for _, g, level in sorted(keyed)]
 
 

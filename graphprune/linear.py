@@ -62,6 +62,12 @@ class Linear:
             return 0
         return 1 if self.kind == "Conv" or self.transposed else 0
 
+    def columns(self, x: Array) -> int:
+        """Columns of one group's matrix, for an input like ``x``."""
+        if self.kind in CONVOLUTIONS:
+            return int(x.shape[1]) // self.groups * self.taps
+        return int(x.shape[-1])
+
     def matrix(self, model: Model) -> Matrix:
         """W: [groups, out, in], in float64, with Gemm's alpha multiplied in."""
         weight = model.array(self.weight).astype(np.float64)

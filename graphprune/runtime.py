@@ -116,7 +116,11 @@ def input_dtype(value: onnx.ValueInfoProto) -> np.dtype[Any]:
 
 
 def _index_bound(model: Model, shapes: Shapes, name: str) -> int:
-    """How many rows the smallest table has that the integers of ``name`` look up."""
+    return max(2, min(index_bounds(model, shapes, name), default=2))
+
+
+def index_bounds(model: Model, shapes: Shapes, name: str) -> list[int]:
+    """How many rows each of the tables has that the integers of ``name`` look up."""
     bounds, waiting, seen = [], [name], {name}
     while waiting:
         for i, position in model.consumers.get(waiting.pop(), ()):
@@ -130,7 +134,7 @@ def _index_bound(model: Model, shapes: Shapes, name: str) -> int:
                 new = [output for output in node.output if output not in seen]
                 seen.update(new)
                 waiting += new
-    return max(2, min(bounds, default=2))
+    return bounds
 
 
 @dataclass(frozen=True)

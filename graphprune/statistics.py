@@ -104,10 +104,10 @@ def rows_wanted(columns: int) -> int:
 
 
 def chunk_rows(
-    linear: Linear, x: Array, y: Array, columns: int, chunks: int, seed: tuple[int, ...]
+    linear: Linear, x: Array, y: Array, chunks: int, seed: tuple[int, ...]
 ) -> list[tuple[Array, Array]]:
     """Blocks of (x rows, y rows) of one chunk: the same sampled positions of both."""
-    share = max(1, rows_wanted(columns) // max(chunks, 1))
+    share = max(1, rows_wanted(linear.columns(x)) // max(chunks, 1))
     spatial = linear.kind in ("Conv", "ConvTranspose")
     most = max(1, share // len(x)) if spatial else share
     where = positions(linear, y.shape, most, seed)

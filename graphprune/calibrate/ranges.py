@@ -12,15 +12,19 @@ from numpy.typing import NDArray
 from graphprune.calibrate.preprocess import Preprocess
 from graphprune.calibrate.samples import Samples, batches
 from graphprune.calibrate.taps import tapped
-from graphprune.model import Array, Model
+from graphprune.model import Model
 from graphprune.runtime import run_session, session
 from graphprune.shapes import Shapes
 
 Attempt = Callable[[Preprocess], Samples]
 Floats = NDArray[np.float64]
+Moments = tuple[Floats, Floats]  # mean and variance of a tensor by channel (axis 1)
 
 FIRST_LAYERS = 3  # normalisations compared: later ones say more about content than about range
-ROWS = 16  # samples per run
+CONVOLUTIONS = 32  # whose balance is looked at
+FEWEST_CONVOLUTIONS = 4  # fewer prove nothing
+MARGIN = 0.15  # nats by which an option must beat the first, which is by far the most common
+TINY = 1e-12
 
 BYTES = Preprocess(scale=1.0)
 UNIT = Preprocess()
@@ -28,9 +32,18 @@ SYMMETRIC = Preprocess(mean=(0.5,), std=(0.5,))  # (u8 - 127) / 128 is nearly th
 CENTRED = Preprocess(mean=(0.5,))
 CENTRED_BYTES = Preprocess(mean=(127.5,), scale=1.0)
 STANDARDISED = Preprocess(mean=(0.45,), std=(0.25,))  # zero mean, unit deviation of photographs
-GREY = Preprocess(mean=(0.13,), std=(0.31,))  # digits and silhouettes on black
+INK = Preprocess(mean=(0.13,), std=(0.31,))  # the same of digits on black
 COLOUR = Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))  # ImageNet
 BGR_BYTES = Preprocess(mean=(104.0, 117.0, 123.0), scale=1.0, order="bgr")  # ImageNet in Caffe
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Tensors to look at, and how badly their moments on some pictures fit the model."""
+
+    name: str
+    reads: list[str]
+    judge: Callable[[Sequence[Moments]], float]  # 0 is perfect
 
 
 @dataclass(frozen=True)
@@ -43,37 +56,37 @@ class Layer:
 
 
 def candidates(channels: int) -> tuple[Preprocess, ...]:
-    """The usual ranges for pictures of that many channels; the first is the least surprising."""
-    common = (STANDARDISED, UNIT, BYTES, SYMMETRIC, CENTRED, CENTRED_BYTES)
+    """The usual ranges for pictures of that many channels, the most common one first."""
+    others = (UNIT, BYTES, SYMMETRIC, CENTRED, CENTRED_BYTES)
     if channels == 3:
-        return (COLOUR, *common[1:], BGR_BYTES)
-    return (*common, GREY) if channels == 1 else common
+        return (COLOUR, *others, BGR_BYTES)
+    return (STANDARDISED, *others, INK) if channels == 1 else (STANDARDISED, *others)
 
 
 def choose(
     model: Model, shapes: Shapes, options: Sequence[Preprocess], attempt: Attempt
 ) -> tuple[Preprocess, str]:
-    """The option whose samples (``attempt`` makes them) suit the model best, and by what evidence.
+    """The option whose samples (``attempt`` makes them) fit the model best, and by what evidence.
 
-    Stored statistics of the first normalisations where there are any, else how surely and how
-    variedly the model tells the samples apart, else the first option.
+    Where there is no evidence, or it is weak, the first option.
     """
+    found = evidence(model, shapes)
+    if found is None:
+        return options[0], "the most common range"
+    runner = session(tapped(model, found.reads, shapes))
+    scores = [_score(runner, model, attempt(option), found) for option in options]
+    best = int(np.argmin(scores))
+    return options[best if scores[best] < scores[0] - MARGIN else 0], found.name
+
+
+def evidence(model: Model, shapes: Shapes) -> Evidence | None:
+    """What a model tells of its inputs: stored statistics, else how its biases balance."""
     layers = first_layers(model)
     if layers:
-        scores = _all_scores(
-            tapped(model, [layer.reads for layer in layers], shapes),
-            options,
-            attempt,
-            lambda outputs: mismatch(layers, outputs),
-        )
-        return options[int(np.argmin(scores))], "BatchNormalization statistics"
-    column = _class_scores(model, shapes)
-    if column is None:
-        return options[0], "nothing: assumed"
-    scores = _all_scores(
-        model, options, attempt, lambda outputs: -mutual_information(outputs[column])
-    )
-    return options[int(np.argmin(scores))], "varied and sure predictions"
+        reads = [layer.reads for layer in layers]
+        return Evidence("stored statistics", reads, lambda moments: mismatch(layers, moments))
+    reads = _biased_convolutions(model, shapes)[1:]
+    return None if len(reads) < FEWEST_CONVOLUTIONS else Evidence("biases", reads, imbalance)
 
 
 def first_layers(model: Model) -> list[Layer]:
@@ -81,35 +94,29 @@ def first_layers(model: Model) -> list[Layer]:
     return [layer for node in model.nodes if (layer := _layer(model, node))][:FIRST_LAYERS]
 
 
-def mismatch(layers: Sequence[Layer], inputs: Sequence[Array]) -> float:
-    """How far the moments of the layers' inputs are from the stored ones; 0 where they agree.
+def mismatch(layers: Sequence[Layer], found: Sequence[Moments]) -> float:
+    """How far moments (m, v) are from the stored (μ, σ²); 0 where they agree.
 
     Mean over layers and channels of log(1 + (m − μ)²/(σ² + ε) + log(v/(σ² + ε))²): the logarithm
     outside keeps a dead channel, whose variance is next to nothing, from deciding alone.
     """
-    total = 0.0
-    for layer, array in zip(layers, inputs, strict=True):
-        others = tuple(axis for axis in range(array.ndim) if axis != 1)
-        values = array.astype(np.float64)
-        mean, variance = values.mean(axis=others), values.var(axis=others)
-        ratio = np.log((variance + 1e-12) / layer.variance)
+    scores = []
+    for layer, (mean, variance) in zip(layers, found, strict=True):
+        ratio = np.log((variance + TINY) / layer.variance)
         distance = (mean - layer.mean) ** 2 / layer.variance + ratio**2
-        total += float(np.log1p(distance).mean())
-    return total / len(layers)
+        scores.append(float(np.log1p(distance).mean()))
+    return float(np.mean(scores))
 
 
-def mutual_information(scores: Array) -> float:
-    """H(mean p) − mean H(p) in nats of class scores [rows, classes]: how sure, and how varied."""
-    values = scores.astype(np.float64)
-    sums = values.sum(axis=1)
-    if values.min() < 0 or not np.allclose(sums, 1, atol=1e-3):
-        values = np.exp(values - values.max(axis=1, keepdims=True))
-        values /= values.sum(axis=1, keepdims=True)
-    return float(_entropy(values.mean(axis=0)) - _entropy(values).mean())
+def imbalance(found: Sequence[Moments]) -> float:
+    """How far from centred convolutions are: mean of log(1 + m²/v) over layers and channels.
 
-
-def _entropy(p: Floats) -> Floats:
-    return np.asarray(-(p * np.log(np.maximum(p, 1e-30))).sum(axis=-1))
+    Where a normalisation was folded into a convolution, its bias holds −γμ/σ, which cancels the
+    mean of what comes in if that is in the range of training: m is β then and v is γ². In a wrong
+    range (too small or too large) it does not cancel. The first convolution must be left out: on
+    centred pictures its balance only ever improves with their scale.
+    """
+    return float(np.mean([np.log1p(m**2 / (v + TINY)).mean() for m, v in found]))
 
 
 def _layer(model: Model, node: onnx.NodeProto) -> Layer | None:
@@ -126,29 +133,48 @@ def _layer(model: Model, node: onnx.NodeProto) -> Layer | None:
     return Layer(node.input[0], mean, variance + epsilon)
 
 
-def _class_scores(model: Model, shapes: Shapes) -> int | None:
-    """Which output holds class scores: the first of floats, rank 2 and two columns or more."""
-    for i, value in enumerate(model.outputs):
-        shape = shapes.shape.get(value.name)
-        kind = shapes.dtype.get(value.name)
-        if shape and len(shape) == 2 and shape[1] >= 2 and kind in (1, 10, 11):
-            return i
-    return None
+def _biased_convolutions(model: Model, shapes: Shapes) -> list[str]:
+    """Outputs of the first convolutions of pictures with a constant bias, of their own or added."""
+    found = []
+    for node in model.nodes:
+        if node.op_type != "Conv" or node.domain or len(shapes.shape[node.output[0]] or ()) != 4:
+            continue
+        own = len(node.input) == 3 and node.input[2] in model.constant_names
+        output = node.output[0] if own else _with_added(model, node.output[0])
+        if output is not None:
+            found.append(output)
+    return found[:CONVOLUTIONS]
 
 
-def _all_scores(
-    model: Model,
-    options: Sequence[Preprocess],
-    attempt: Attempt,
-    score: Callable[[list[Array]], float],
-) -> list[float]:
-    """The score of each option, infinite where it makes the model overflow."""
-    runner = session(model)
-    scores = []
-    for option in options:
-        runs = [run_session(runner, feeds) for feeds in batches(attempt(option), model, ROWS)]
-        outputs = [np.concatenate(parts) for parts in zip(*runs, strict=True)]
-        with np.errstate(all="ignore"):
-            found = score(outputs)
-        scores.append(found if np.isfinite(found) else np.inf)
-    return scores
+def _with_added(model: Model, name: str) -> str | None:
+    """What comes out of the Add of a constant that alone reads the tensor."""
+    readers = model.consumers.get(name, [])
+    node = model.nodes[readers[0][0]] if len(readers) == 1 else None
+    if node is None or node.op_type != "Add" or name in model.output_names:
+        return None
+    return node.output[0] if model.constant_names & set(node.input) else None
+
+
+def _score(runner: object, model: Model, samples: Samples, found: Evidence) -> float:
+    """The evidence's judgement of the samples, infinite where they make the model overflow."""
+    runs = [_moments(runner, feeds) for feeds in batches(samples, model, 1)]
+    with np.errstate(all="ignore"):
+        score = found.judge([_joined(parts) for parts in zip(*runs, strict=True)])
+    return score if np.isfinite(score) else np.inf
+
+
+def _moments(runner: object, feeds: dict[str, NDArray[np.generic]]) -> list[Moments]:
+    moments = []
+    with np.errstate(all="ignore"):
+        for array in run_session(runner, feeds):
+            values = array.astype(np.float32, copy=False)
+            others = tuple(axis for axis in range(values.ndim) if axis != 1)
+            mean, variance = values.mean(axis=others), values.var(axis=others)
+            moments.append((mean.astype(np.float64), variance.astype(np.float64)))
+    return moments
+
+
+def _joined(parts: Sequence[Moments]) -> Moments:
+    """Moments of equal parts as those of the whole: the parts' means vary too."""
+    means = np.stack([mean for mean, _ in parts])
+    return means.mean(axis=0), np.mean([v for _, v in parts], axis=0) + means.var(axis=0)

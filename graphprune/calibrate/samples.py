@@ -25,13 +25,14 @@ class Samples:
 def batched_inputs(model: Model) -> frozenset[str]:
     """Graph inputs whose axis 0 counts samples; the others are fed whole.
 
-    The first input that has axes decides: another is batched if it declares the same first size
-    (or none, where the first declares none).
+    The first input of rank 2 or more decides (of rank 1 where there is none): another is batched
+    if it declares the same first size, or leaves it open too.
     """
     ranked = [value for value in model.inputs if declared(value) != []]
     if not ranked:
         return frozenset()
-    batch = _first_size(ranked[0])
+    tables = [value for value in ranked if len(declared(value) or (None, None)) > 1]
+    batch = _first_size((tables or ranked)[0])
     return frozenset(value.name for value in ranked if _first_size(value) == batch)
 
 

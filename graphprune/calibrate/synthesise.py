@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import onnx
@@ -33,6 +32,7 @@ BLOCK = 16  # rows that one seed makes: any stretch of rows comes out the same, 
 KEPT_BLOCKS = 4  # of the last read
 PROBES = 48  # rows that a range is judged by
 PROBED_PIXELS = 2**20  # of all of them: fewer rows where pictures are large
+SHORTEST_SIGNAL = 8  # values: less has no spectrum to speak of
 OPEN_LENGTH = 32  # for lengths that the model leaves open and nobody gave
 RECIPE = 1  # changes with what a seed gives: part of the key
 
@@ -85,29 +85,98 @@ def opened_sizes(model: Model, shapes: Shapes) -> Shapes:
     if wider == shapes.inputs:
         return shapes
     larger = replace(shapes, inputs=wider)
-    draws = {value.name: _drawing(value, model, larger, "white", {}) for value in model.inputs}
     try:
-        run_session(session(model), _rows(draws, model, larger, 1, np.random.default_rng(0)))
+        run_session(session(model), _drawn(model, larger, 1, 0, "white", {}).read(0, 1))
     except ModelError:  # the model's sizes depend on one another
         return shapes
     return larger
 
 
-@dataclass(frozen=True)
-class _Signal:
-    """Rows of floats: even ones Gaussian, odd ones with a spectrum of 1/f along the last axis."""
+def _drawn(
+    model: Model,
+    shapes: Shapes,
+    count: int,
+    seed: int,
+    kind: str,
+    pictures: Mapping[str, tuple[PictureInput, Preprocess]],
+) -> Samples:
+    """Samples of inputs whose sizes and ranges are decided; made in blocks, when they are read."""
+    draws = {v.name: _drawing(v, model, shapes, kind, pictures) for v in model.inputs}
+    batched = batched_inputs(model)
 
-    shape: Shape
-    dtype: np.dtype[Any]
+    @lru_cache(KEPT_BLOCKS)
+    def block(index: int) -> dict[str, Array]:
+        rng = np.random.default_rng([seed, 1 + index])
+        return {name: draw(BLOCK, rng) for name, draw in draws.items() if name in batched}
 
-    def __call__(self, count: int, rng: np.random.Generator) -> Array:
-        rows = rng.standard_normal((count, *self.shape), dtype=np.float32)
-        if not self.shape or self.shape[-1] < 3:
-            return np.asarray(rows.astype(self.dtype))
-        length = self.shape[-1]
-        frequency = np.fft.rfftfreq(length)
-        frequency[0] = frequency[1]
-        pink = np.fft.irfft(np.fft.rfft(rows[1::2]) / np.sqrt(frequency), n=length)
-        axes = tuple(range(1, pink.ndim))
-        rows[1::2] = pink / (pink.std(axis=axes, keepdims=True) + 1e-9)
-        return np.asarray(rows.astype(self.dtype))
+    rng = np.random.default_rng([seed, 0])
+    whole = {name: draw(1, rng)[0] for name, draw in draws.items() if name not in batched}
+
+    def read(start: int, stop: int) -> dict[str, Array]:
+        first, last = start // BLOCK, max(start, min(stop, count) - 1) // BLOCK
+        blocks = [block(i) for i in range(first, last + 1)]
+        rows = slice(start - first * BLOCK, min(stop, count) - first * BLOCK)
+        joined = {name: np.concatenate([b[name] for b in blocks])[rows] for name in blocks[0]}
+        return {**joined, **whole}
+
+    ranges = {name: (to, option.document()) for name, (to, option) in pictures.items()}
+    recipe = repr((RECIPE, kind, count, seed, shapes.inputs, ranges))
+    return Samples(
+        count, _source(count, kind, pictures), hashlib.sha256(recipe.encode()).hexdigest(), read
+    )
+
+
+def _source(count: int, kind: str, pictures: Mapping[str, tuple[PictureInput, Preprocess]]) -> str:
+    options = list(dict.fromkeys(str(option) for _, option in pictures.values()))
+    if not options:
+        return f"synthesised: signals and ids, {count}"
+    words = "dead leaves + photographs" if kind == "mixture" else kind.replace("-", " ")
+    return f"synthesised: {words}, {count}, as {' and '.join(options)}"
+
+
+def _drawing(
+    value: onnx.ValueInfoProto,
+    model: Model,
+    shapes: Shapes,
+    kind: str,
+    pictures: Mapping[str, tuple[PictureInput, Preprocess]],
+) -> Draw:
+    """How the rows of an input are made; all of an input that is fed whole counts as one row."""
+    name, dtype = value.name, input_dtype(value)
+    if name in pictures:
+        to, option = pictures[name]
+        paint = KINDS[kind]
+        return lambda n, rng: option.encode(paint(n, to.channels, to.height, to.width, rng), to)
+    shape = shapes.inputs[name][name in batched_inputs(model) :]
+    if dtype.kind == "f" or dtype.name == "bfloat16":
+        return lambda n, rng: np.asarray(_signals(n, shape, rng).astype(dtype))
+    if dtype.kind not in "biu":
+        raise UsageError(
+            f"no inputs of type {dtype} can be made up", f"input {name!r}", "Give --calib FILE.npz."
+        )
+    bounds = index_bounds(model, shapes, name) if dtype.kind in "iu" else []
+    rows = min(bounds, default=0)
+    if rows > 2:
+        return lambda n, rng: rng.integers(0, rows, (n, *shape)).astype(dtype)
+    return lambda n, rng: np.full((n, *shape), 0 if bounds else 1, dtype)
+
+
+def _signals(count: int, shape: Shape, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Rows of unit variance: even ones white, odd ones with power 1/f along the last axis."""
+    rows = rng.standard_normal((count, *shape), dtype=np.float32)
+    if not shape or shape[-1] < SHORTEST_SIGNAL:
+        return rows
+    frequency = np.fft.rfftfreq(shape[-1])
+    frequency[0] = frequency[1]
+    pink = np.fft.irfft(np.fft.rfft(rows[1::2]) / np.sqrt(frequency), n=shape[-1])
+    spread = pink.std(axis=tuple(range(1, pink.ndim)), keepdims=True)
+    rows[1::2] = pink / np.maximum(spread, 1e-9)
+    return rows
+
+
+def _widened(shape: Shape, symbolic: tuple[int, ...], picture: bool) -> Shape:
+    length = OPEN_SIDE if picture else OPEN_LENGTH
+    return tuple(
+        length if axis and axis in symbolic and size == 1 else size
+        for axis, size in enumerate(shape)
+    )

@@ -157,7 +157,6 @@ def _sums(
     """Sums over the chunks to fit, and over those held out."""
     fit: Sums | None = None
     held: Sums | None = None
-    columns = linear_columns(linear, after)
     for chunk in range(after.chunks):
         x = after[linear.x][chunk]
         if linear.y is None:
@@ -167,9 +166,7 @@ def _sums(
             target = sliced({name: before[name][chunk]}, coupling, alive)[name]
             if match:
                 target = target - after[match[1]][chunk]
-            blocks = chunk_rows(
-                linear, x, target, columns, after.chunks, (seed, linear.node, chunk)
-            )
+            blocks = chunk_rows(linear, x, target, after.chunks, (seed, linear.node, chunk))
         for rows, targets in blocks:
             if fit is None or held is None:
                 fit, held = Sums.empty(rows, targets), Sums.empty(rows, targets)
@@ -177,13 +174,6 @@ def _sums(
             (held if chunk % HELD_OUT == HELD_OUT - 1 else fit).add(rows, targets)
     assert fit is not None and held is not None
     return fit, held
-
-
-def linear_columns(linear: Linear, after: Frontier) -> int:
-    x = after[linear.x][0]
-    if linear.kind in ("Conv", "ConvTranspose"):
-        return int(x.shape[1]) // linear.groups * linear.taps
-    return int(x.shape[-1])
 
 
 def _recurrent_rows(

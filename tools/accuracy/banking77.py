@@ -1,9 +1,9 @@
 """Score a sentence encoder on Banking77: embed, fit a logistic regression, top-1 on test.
 
 `score(run)` is what `--eval tools.accuracy.banking77:score` wants: `run` takes feeds {input name →
-array [N, 32]} and returns the model's outputs, the first of which is [N, 32, width]. The tokens are
-`banking77_train.npz` and `banking77_test.npz` (tools/accuracy/prepare.py) in the folder named by
-the environment variable ACCURACY_WORK, else in the current one.
+array [N, L]} and returns the model's outputs, the first of which is [N, at least L, width]. The
+tokens are `banking77_train.npz` and `banking77_test.npz` (tools/accuracy/prepare.py) in the folder
+named by the environment variable ACCURACY_WORK, else in the current one.
 """
 
 import os
@@ -20,7 +20,7 @@ Feeds = dict[str, npt.NDArray[np.generic]]
 Run = Callable[[Feeds], list[npt.NDArray[np.float32]]]
 
 BATCH = 64  # sentences per run
-STRENGTH = 10.0  # of the fit against the l2 penalty, scikit-learn's C
+STRENGTH = 30.0  # of the fit against the l2 penalty, scikit-learn's C
 ITERATIONS = 200
 
 
@@ -43,13 +43,18 @@ def embed(run: Run, path: Path) -> tuple[Floats, Labels]:
     with np.load(path) as archive:
         data: Feeds = {name: archive[name] for name in archive.files}
     labels = data.pop("labels").astype(np.int64)
+    lengths = data["attention_mask"].sum(1)
+    order = np.argsort(lengths, kind="stable")  # sentences of one length need no padding
     pooled = []
     for start in range(0, len(labels), BATCH):
-        feeds = {name: array[start : start + BATCH] for name, array in data.items()}
+        chosen = order[start : start + BATCH]
+        longest = lengths[chosen].max()
+        feeds = {name: array[chosen, :longest] for name, array in data.items()}
         mask = feeds["attention_mask"][..., None].astype(np.float64)
-        hidden = np.nan_to_num(run(feeds)[0].astype(np.float64), posinf=0.0, neginf=0.0)
+        hidden = run(feeds)[0][:, :longest].astype(np.float64)
+        hidden = np.nan_to_num(hidden, posinf=0.0, neginf=0.0)
         pooled.append((hidden * mask).sum(1) / mask.sum(1))
-    vectors = np.concatenate(pooled)
+    vectors = np.concatenate(pooled)[np.argsort(order)]
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), labels
 
 

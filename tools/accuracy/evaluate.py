@@ -9,6 +9,7 @@ graphprune.
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,17 +28,25 @@ def runner(path: Path, threads: int) -> Run:
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    fixed = {value.name: isinstance(value.shape[0], int) for value in session.get_inputs()}
+    declared = {value.name: value.shape for value in session.get_inputs()}
+    one_by_one = any(isinstance(shape[0], int) for shape in declared.values())
 
     def run(feeds: Feeds) -> list[np.ndarray]:
-        own = {name: feeds[name] for name in fixed}
-        if not any(fixed.values()):
+        own = {name: fitted(feeds[name], shape) for name, shape in declared.items()}
+        if not one_by_one:
             return list(session.run(None, own))
         count = len(next(iter(own.values())))
         rows = [session.run(None, {n: a[i : i + 1] for n, a in own.items()}) for i in range(count)]
         return [np.concatenate(column) for column in zip(*rows, strict=True)]
 
     return run
+
+
+def fitted(array: np.ndarray, declared: Sequence[int | str | None]) -> np.ndarray:
+    """Zeros behind the end of every axis but the batch, up to its fixed size: padding of tokens."""
+    sizes = zip(array.shape[1:], declared[1:], strict=True)
+    missing = [max(0, size - own) if isinstance(size, int) else 0 for own, size in sizes]
+    return np.pad(array, [(0, 0), *((0, n) for n in missing)]) if any(missing) else array
 
 
 def top1(run: Run, data: Path) -> float:

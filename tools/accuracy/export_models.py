@@ -68,7 +68,9 @@ def export_minilm(target: Path, length: int) -> None:
     """all-MiniLM-L6-v2; three int64 inputs [N, L], output `last_hidden_state` [N, L, 384]."""
     from transformers import BertModel
 
-    module = LastHiddenState(BertModel.from_pretrained(minilm_folder(), attn_implementation="eager"))
+    module = LastHiddenState(
+        BertModel.from_pretrained(minilm_folder(), attn_implementation="eager")
+    )
     module.eval()
     generator = torch.Generator().manual_seed(0)
     mask = torch.ones(2, length, dtype=torch.long)

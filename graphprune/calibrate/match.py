@@ -1,0 +1,316 @@
+"""Inputs that a model's own statistics vouch for: optimised by gradient, without data or labels.
+
+Where BatchNormalization is still in the graph, each layer has stored the mean and the variance that
+its input had on the training pictures. Pictures that reproduce all of them are as good as real ones
+for least-squares repair (Yin et al., Dreaming to Distill, arXiv 1912.08795, section 3). Where it was
+folded away, pictures of which the model is sure, equally many of each class, help a little.
+
+One run of ONNX Runtime yields loss and gradient. Pictures that do not fit into one batch still share
+their statistics: each batch adds its own moments to those that the others had when last seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from graphprune.errors import ModelError, UsageError
+from graphprune.gradient import Gradient, gradient
+from graphprune.gradient.tape import Tape, Value
+from graphprune.model import Array, Model, label
+from graphprune.runtime import Feeds, input_dtype, random_inputs, run_session, session
+from graphprune.shapes import Shapes, declared, infer
+
+Floats = NDArray[np.float32]
+Evaluate = Callable[[Floats], tuple[float, Floats]]  # pictures → loss, its gradient
+Progress = Callable[[float], None]  # gets the share that is done, in (0, 1]
+
+SMOOTHNESS = 0.002  # weight of the total variation beside the statistics
+SMOOTHNESS_OF_CLASSES = 0.02  # and beside the predictions
+FIRST_MOMENT, SECOND_MOMENT, TINY = 0.9, 0.999, 1e-8  # Adam's own (arXiv 1412.6980)
+PICTURE = (2, 3)  # axes of height and width in NCHW
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """An inference-form BatchNormalization: its input tensor and what it stored of it, [channels]."""
+
+    node: str
+    tensor: str
+    mean: NDArray[np.float64]
+    variance: NDArray[np.float64]
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Optimised inputs, the loss before and after (without the total variation), and the operators
+    that the gradient could not pass."""
+
+    pictures: Floats
+    loss_before: float
+    loss_after: float
+    stopped: tuple[str, ...]
+
+
+def batch_norms(model: Model) -> list[BatchNorm]:
+    """All BatchNormalization nodes with constant statistics, in order."""
+    found = []
+    for node in model.nodes:
+        if node.op_type != "BatchNormalization" or any(node.output[1:]):
+            continue
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if attributes.get("training_mode", 0) or not model.constant_names.issuperset(node.input[3:5]):
+            continue
+        mean, variance = (model.array(name).astype(np.float64) for name in node.input[3:5])
+        epsilon = float(attributes.get("epsilon", 1e-5))
+        found.append(BatchNorm(label(node), node.input[0], mean, variance, epsilon))
+    return found
+
+
+def class_scores(model: Model, shapes: Shapes) -> str | None:
+    """The tensor of a classifier's logits: the first output where that is [n, classes], or what a
+    final Softmax turns into it. ``None`` for any other model."""
+    name = model.outputs[0].name
+    shape = shapes.shape.get(name)
+    if shape is None or len(shape) != 2 or shape[1] < 2 or shapes.dtype[name] != TensorProto.FLOAT:
+        return None
+    node = model.nodes[model.producer[name]] if name in model.producer else None
+    if node is not None and node.op_type in ("Softmax", "LogSoftmax"):
+        return node.input[0]
+    return name
+
+
+def match_statistics(
+    model: Model,
+    shapes: Shapes,
+    name: str,
+    start: Array,
+    low: Array | float,
+    high: Array | float,
+    *,
+    steps: int = 60,
+    rate: float = 0.03,
+    batch: int = 256,
+    seed: int = 0,
+    spatial: Sequence[int] = PICTURE,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Matched:
+    """Move ``start`` until each BatchNormalization sees the mean and variance that it stored.
+
+    ``start`` is [n, …] in the layout and scale of the graph input ``name``; ``low`` and ``high``
+    are its bounds (one for all, or one per channel), ``spatial`` the axes of height and width. The
+    loss is the mean over the layers of mean_c (m − μ)²/(σ² + ε) + mean_c log²((v + ε)/(σ² + ε)),
+    m and v being over all n pictures and positions, plus 0.002 · total variation in units of a
+    quarter of the range (about the deviation of natural pictures). Adam takes ``steps`` steps of
+    ``rate`` such units.
+
+    ``batch`` pictures run at a time, or as many as the model itself fixes; memory is that of two
+    forward passes which keep everything. ``seed`` feeds the model's other inputs. Deterministic.
+    Raises ``ModelError`` where no layer has statistics to match.
+    """
+    layers = batch_norms(model)
+    if not layers:
+        raise ModelError(
+            "no BatchNormalization with stored statistics is left in the graph",
+            hint="Export the model with it kept; in PyTorch: training=TrainingMode.PRESERVE and "
+            "do_constant_folding=False, on model.eval().",
+        )
+    search = _search(model, shapes, name, start, low, high, batch, spatial)
+    run = _opened(model, search, _statistics_loss(model, search, layers), seed, threads)
+    evaluate = _over_all_moments(search, run, sum(len(layer.mean) for layer in layers))
+    return _descend(search, run, evaluate, SMOOTHNESS, steps, rate, progress)
+
+
+def match_predictions(
+    model: Model,
+    shapes: Shapes,
+    name: str,
+    start: Array,
+    low: Array | float,
+    high: Array | float,
+    *,
+    steps: int = 60,
+    rate: float = 0.03,
+    batch: int = 256,
+    seed: int = 0,
+    spatial: Sequence[int] = PICTURE,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Matched:
+    """Move ``start`` until the model is sure of each picture, of equally many for each class.
+
+    Cross-entropy towards balanced labels (dealt by ``seed``) plus 0.02 · total variation; all else
+    as in ``match_statistics``. Raises ``ModelError`` where the output is no [n, classes].
+    """
+    scores = class_scores(model, shapes)
+    if scores is None:
+        raise ModelError("the model's first output is no table of class scores")
+    search = _search(model, shapes, name, start, low, high, batch, spatial)
+    run = _opened(model, search, _prediction_loss(model, search, scores), seed, threads)
+    classes = (shapes.shape[scores] or (0, 0))[1]
+    labels = np.random.default_rng(seed).permutation(np.arange(len(search.pictures)) % classes)
+    evaluate = _over_labels(search, run, np.eye(classes, dtype=np.float32)[labels])
+    return _descend(search, run, evaluate, SMOOTHNESS_OF_CLASSES, steps, rate, progress)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Where the pictures start, and within which bounds they move."""
+
+    name: str
+    inputs: dict[str, Shape]  # of the model, at the batch that runs
+    pictures: Floats  # filled up to whole batches with repeats of the first ones
+    asked: int  # how many of them count
+    low: Floats
+    high: Floats
+    unit: Floats
+    spatial: tuple[int, ...]
+
+    @property
+    def batch(self) -> int:
+        return self.inputs[self.name][0]
+
+    @property
+    def parts(self) -> list[slice]:
+        return [slice(i, i + self.batch) for i in range(0, len(self.pictures), self.batch)]
+
+
+def _search(
+    model: Model,
+    shapes: Shapes,
+    name: str,
+    start: Array,
+    low: Array | float,
+    high: Array | float,
+    batch: int,
+    spatial: Sequence[int],
+) -> _Search:
+    value = next((value for value in model.inputs if value.name == name), None)
+    if value is None or input_dtype(value) != np.float32 or not len(start):
+        raise UsageError("only pictures for a float32 input can be matched", f"input {name!r}")
+    fixed = (declared(value) or [None])[0]
+    runs = -(-len(start) // (fixed or batch))
+    size = fixed or -(-len(start) // runs)
+    inputs = {
+        other: (size, *shape[1:]) if 0 in shapes.symbolic.get(other, ()) else shape
+        for other, shape in shapes.inputs.items()
+    }
+    inputs[name] = (size, *start.shape[1:])
+    bounds = [_per_channel(bound, start, spatial) for bound in (low, high)]
+    unit = (bounds[1] - bounds[0]) / 4
+    if not (np.isfinite(unit) & (unit > 0)).all():
+        raise UsageError("bounds of the pictures must be finite, the lower one below", name)
+    filled = np.resize(np.arange(len(start)), runs * size)
+    pictures = np.clip(start.astype(np.float32)[filled], *bounds)
+    return _Search(name, inputs, pictures, len(start), *bounds, unit, tuple(spatial))
+
+
+def _per_channel(bound: Array | float, start: Array, spatial: Sequence[int]) -> Floats:
+    """A bound as it broadcasts to ``start``; the channel axis is the first that is not spatial."""
+    bound = np.asarray(bound, np.float32)
+    if bound.size == 1:
+        return bound.reshape(1)
+    axis = next(i for i in range(1, start.ndim) if i not in spatial)
+    return bound.reshape([-1 if i == axis else 1 for i in range(start.ndim)])
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A session that yields the loss' outputs and, last, the gradient; and what never changes."""
+
+    runner: Any
+    fixed: Feeds
+    flows: bool  # whether any gradient reaches the pictures
+    stopped: tuple[str, ...]
+
+    def __call__(self, feeds: Feeds) -> list[Array]:
+        return run_session(self.runner, {**self.fixed, **feeds})
+
+
+def _opened(model: Model, search: _Search, loss: Model, seed: int, threads: int) -> _Run:
+    known = {value.name: tuple(d or 0 for d in declared(value) or ()) for value in loss.inputs}
+    shapes = infer(loss, known | search.inputs)
+    result = gradient(loss, shapes, search.name, loss.outputs[0].name)
+    others = replace(shapes, inputs=search.inputs)
+    fixed = random_inputs(model, others, seed)
+    del fixed[search.name]
+    flows = result.name is not None
+    return _Run(session(result.model, threads), fixed, flows, result.stopped)
+
+
+def _statistics_loss(model: Model, search: _Search, layers: Sequence[BatchNorm]) -> Model:
+    """The model up to its layers, with outputs loss, means and squares (of all channels of all
+    layers in a row), and as further inputs what the other batches add to these two."""
+    shapes = infer(model, search.inputs)
+    tape = _tape(model)
+    share = 1 / len(search.parts)
+    means, squares = [], []
+    for layer in layers:
+        x = _value(tape, shapes, layer.tensor)
+        axes = [axis for axis in range(x.rank) if axis != 1]
+        count = x.tape and int(np.prod([x.shape[axis] for axis in axes]))
+        means.append(x.mean(axes).reshape(layer.mean.shape))
+        squares.append((x.sum_of_squares(axes) * (1 / count)).reshape(layer.mean.shape))
+    total = (sum(len(layer.mean) for layer in layers),)
+    own = [tape.write("Concat", several, total, axis=0) for several in (means, squares)]
+    rest = [Value(tape, tape.name(stem), total, TensorProto.FLOAT) for stem in REST]
+    mean, square = (mine * share + others for mine, others in zip(own, rest, strict=True))
+    variance = (square - mean * mean).op("Relu")  # rounding may leave it just below zero
+    epsilon = np.concatenate([np.full(len(layer.mean), layer.epsilon) for layer in layers])
+    stored = np.concatenate([layer.mean for layer in layers])
+    spread = np.concatenate([layer.variance for layer in layers]) + epsilon
+    weight = np.concatenate([np.full(len(n.mean), 1 / len(n.mean) / len(layers)) for n in layers])
+    off = mean - mean.constant(stored)
+    ratio = ((variance + mean.constant(epsilon)) / mean.constant(spread)).op("Log")
+    per_channel = off * off / mean.constant(spread) + ratio * ratio
+    loss = (per_channel * mean.constant(weight)).sum([0])
+    return _extended(model, tape, [loss, *own], rest)
+
+
+def _prediction_loss(model: Model, search: _Search, scores: str) -> Model:
+    """The model with the loss as its output, and one-hot labels as a further input. The sum of all
+    runs' losses is the mean over all pictures."""
+    shapes = infer(model, search.inputs)
+    tape = _tape(model)
+    logits = _value(tape, shapes, scores)
+    target = Value(tape, tape.name(REST[0]), logits.shape, logits.dtype)
+    likelihood = tape.write("LogSoftmax", [logits], logits.shape, axis=1) * target
+    loss = likelihood.sum([0, 1]).reshape([1]) * (-1 / len(search.pictures))
+    return _extended(model, tape, [loss], [target])
+
+
+def _tape(model: Model) -> Tape:
+    taken = {value.name for value in model.graph.input} | set(model.initializers)
+    taken |= {name for node in model.nodes for name in node.output}
+    return Tape(model.opsets.get("", 0), taken)
+
+
+def _value(tape: Tape, shapes: Shapes, name: str) -> Value:
+    shape = shapes.shape.get(name)
+    if shape is None:
+        raise ModelError("the shape of an inner tensor is unknown", f"tensor {name!r}")
+    return Value(tape, name, shape, shapes.dtype[name])
+
+
+def _extended(
+    model: Model, tape: Tape, outputs: Sequence[Value], inputs: Sequence[Value]
+) -> Model:
+    """The model with the tape's nodes, other outputs and more inputs; what they do not need goes."""
+    skeleton = onnx.ModelProto()
+    skeleton.CopyFrom(model.skeleton)
+    del skeleton.graph.output[:]
+    for values, place in ((outputs, skeleton.graph.output), (inputs, skeleton.graph.input)):
+        for value in values:
+            place.append(helper.make_tensor_value_info(value.name, value.dtype, value.shape))
+    tensors = [*model.initializers.values(), *tape.constants.values()]
+    return replace(model, skeleton=skeleton).with_graph(
+        [*model.nodes, *tape.nodes], tensors, value_info=()
+    )

@@ -1,0 +1,214 @@
+"""What calibration inputs say about each group: the order in which its units leave, the distortion
+that costs, and how much of that reaches the model's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphprune.analysis import Analysis
+from graphprune.coupling import Group
+from graphprune.criteria.surgeon import Consumer, Matrix, Sweep, sweep
+from graphprune.distortion import distortion
+from graphprune.frontier import Frontier
+from graphprune.linear import Linear, linears, rewritten
+from graphprune.model import Array, Model
+from graphprune.repair.solve import offset
+from graphprune.runtime import Feeds, run_session, session
+from graphprune.statistics import Moments, Sums, chunk_rows
+
+Order = Callable[[Group, Sequence[Consumer]], NDArray[np.int64] | None]
+STOPS = (0.25, 0.6)  # shares of a group gone at which its effect on the outputs is measured
+EVALUATIONS = 4096  # samples run for all measurements of effects together
+FEWEST = 8  # samples for each
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One group: ``order`` (ordinals, first to leave first) and ``curve`` [units + 1], the
+    distortion of the model's outputs after so many units have left."""
+
+    order: NDArray[np.int64]
+    curve: Matrix
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A linear operator that reads units of a group, and its columns for each."""
+
+    linear: Linear
+    columns: NDArray[np.int64]  # [units, groups, width]
+
+
+def gather(
+    analysis: Analysis,
+    folded: Model,
+    feeds: Sequence[Feeds],
+    order: Order,
+    *,
+    memory: float = 4e9,
+    seed: int = 0,
+    progress: Callable[[float], None] = lambda share: None,
+) -> dict[int, Evidence]:
+    """Evidence by group index; groups that no linear operator reads have none.
+
+    ``folded`` computes what ``analysis.model`` does, with the same names. One walk over the model:
+    each group is judged as soon as all its readers' inputs have been seen, so that few Gram
+    matrices are held at a time.
+    """
+    readers = _readers(analysis, folded)
+    waiting = {g: {r.linear.weight for r in found} for g, found in readers.items()}
+    groups_of: dict[str, list[int]] = {}
+    for g, weights in waiting.items():
+        for weight in weights:
+            groups_of.setdefault(weight, []).append(g)
+    frontier = Frontier(folded, analysis.shapes.dtype, feeds, memory / 2)
+    effect = _Effect(folded, feeds, len(readers))
+    known: dict[str, Moments] = {}
+    evidence: dict[int, Evidence] = {}
+    todo = [linear for linear in linears(folded) if linear.weight in groups_of]
+    last: tuple[object, Moments] | None = None
+    for number, linear in enumerate(todo):
+        progress(number / len(todo))
+        frontier.advance([linear.x, linear.y] if linear.y else [linear.x])
+        geometry = replace(linear, node=0, weight="", bias=None, y="", bias_node=None)
+        if last is None or last[0] != geometry:
+            last = geometry, observed(linear, frontier, seed)
+        known[linear.weight] = last[1]
+        for g in groups_of[linear.weight]:
+            waiting[g].discard(linear.weight)
+            if not waiting[g]:
+                group = analysis.coupling.groups[g]
+                evidence[g] = _judged(folded, group, readers[g], known, order, effect)
+        for weight in [w for w in known if not any(w in waiting[g] or waiting[g] for g in groups_of[w])]:
+            del known[weight]
+    return evidence
+
+
+def observed(linear: Linear, frontier: Frontier, seed: int) -> Moments:
+    """Mean and covariance of the operator's unfolded inputs."""
+    sums: Sums | None = None
+    for chunk in range(frontier.chunks):
+        x = frontier[linear.x][chunk]
+        y = frontier[linear.y][chunk] if linear.y else x
+        for rows, _ in chunk_rows(linear, x, y, frontier.chunks, (seed, 0, chunk)):
+            nothing = np.zeros((*rows.shape[:2], 0), np.float32)
+            sums = sums or Sums.empty(rows, nothing)
+            sums.add(rows, nothing)
+    assert sums is not None
+    return sums.centred()
+
+
+def _readers(analysis: Analysis, folded: Model) -> dict[int, list[_Reader]]:
+    """By group: the operators that read its units with weights of their own."""
+    coupling = analysis.coupling
+    slots = coupling.relations.slots.tensors
+    group_of = np.full(coupling.n_units, -1)
+    for group in coupling.groups:
+        group_of[group.units] = group.index
+    readers: dict[int, list[_Reader]] = {}
+    for linear in linears(folded):
+        if linear.weight not in slots:
+            continue
+        units = coupling.unit_of(slots[linear.weight][linear.contracted_axis].slots)
+        for g in np.unique(group_of[units[units >= 0]]):
+            columns = _columns(linear, units, coupling.groups[int(g)])
+            if columns is not None:
+                readers.setdefault(int(g), []).append(_Reader(linear, columns))
+    return readers
+
+
+def _columns(linear: Linear, units: Array, group: Group) -> NDArray[np.int64] | None:
+    """[units, groups, width], or None where units take unequal numbers of columns."""
+    if linear.kind == "ConvTranspose":
+        per_group = units.reshape(linear.groups, -1)
+    else:
+        per_group = np.tile(units, (linear.groups, 1))
+    taps = np.arange(linear.taps)
+    width = int((per_group[0] == group.units[0]).sum())
+    result = np.empty((len(group), linear.groups, width * linear.taps), np.int64)
+    ordinal = np.full(max(int(units.max()), int(group.units.max())) + 2, -1)
+    ordinal[group.units] = np.arange(len(group))
+    for g, row in enumerate(per_group):
+        mine = ordinal[row]
+        channels = np.flatnonzero(mine >= 0)
+        if width == 0 or len(channels) != width * len(group):
+            return None
+        by_unit = channels[np.argsort(mine[channels], kind="stable")].reshape(len(group), width)
+        if not (np.sort(mine[channels]).reshape(len(group), width) == np.arange(len(group))[:, None]).all():
+            return None
+        result[:, g] = (by_unit[:, :, None] * linear.taps + taps).reshape(len(group), -1)
+    return result
+
+
+def _judged(
+    folded: Model,
+    group: Group,
+    readers: Sequence[_Reader],
+    known: Mapping[str, Moments],
+    order: Order,
+    effect: _Effect,
+) -> Evidence:
+    consumers = [
+        Consumer(r.linear.matrix(folded), known[r.linear.weight].xx, r.columns) for r in readers
+    ]
+    stops = sorted({max(1, round(share * len(group))) for share in STOPS})
+    found = sweep(consumers, len(group), order(group, consumers), stops)
+    measured = []
+    for count, weights in found.stops:
+        changes = [
+            (r.linear, w, offset(known_outputs(folded, r.linear, known[r.linear.weight]), w))
+            for r, w in zip(readers, weights, strict=True)
+        ]
+        measured.append((count, effect.of(changes)))
+    return Evidence(found.order, _scaled(found, measured))
+
+
+def known_outputs(folded: Model, linear: Linear, moments: Moments) -> Moments:
+    """The moments with the mean output that the operator's own weights give."""
+    matrix = linear.matrix(folded)
+    bias = linear.offset(folded, matrix.shape[0] * matrix.shape[1])
+    return replace(moments, mean_t=np.einsum("gmd,gd->gm", matrix, moments.mean_x) + bias)
+
+
+def _scaled(found: Sweep, measured: Sequence[tuple[int, float]]) -> Matrix:
+    """The local curve times (output distortion / local distortion), between the stops in logs."""
+    ratios = [
+        (count, value / found.curve[count])
+        for count, value in measured
+        if found.curve[count] > 0 and value > 0
+    ]
+    if not ratios:
+        return found.curve
+    counts, values = zip(*ratios, strict=True)
+    factor = np.exp(np.interp(np.arange(len(found.curve)), counts, np.log(values)))
+    return np.maximum.accumulate(found.curve * factor)
+
+
+class _Effect:
+    """Distortion of the model's outputs when some operators get other weights."""
+
+    def __init__(self, model: Model, feeds: Sequence[Feeds], groups: int) -> None:
+        self.model = model
+        self.feeds = self._few(feeds, max(FEWEST, EVALUATIONS // max(1, groups * len(STOPS))))
+        runner = session(model)
+        self.reference = [run_session(runner, feed) for feed in self.feeds]
+
+    @staticmethod
+    def _few(feeds: Sequence[Feeds], samples: int) -> list[Feeds]:
+        """The first samples, as many as asked for where chunks can be split."""
+        first = next(iter(feeds[0].values()))
+        per_chunk = len(first) if first.ndim else 1
+        chosen = list(feeds[: max(1, samples // per_chunk)])
+        return chosen
+
+    def of(self, changes: Sequence[tuple[Linear, Matrix, Matrix]]) -> float:
+        runner = session(rewritten(self.model, changes))
+        values = [
+            distortion(reference, run_session(runner, feed))
+            for reference, feed in zip(self.reference, self.feeds, strict=True)
+        ]
+        return float(np.mean(values))

@@ -1,0 +1,125 @@
+"""Optimal brain surgeon on coupled channels: which units of a group leave first, and the distortion
+that each further unit costs (OBSPA, arXiv 2403.18955; formulas: block OBS)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+Indices = NDArray[np.int64]
+DAMPING = 0.01  # share of the mean variance added to every input's
+STEPS = 48  # a group of more units than this drops several at once
+
+
+@dataclass
+class Consumer:
+    """One linear operator that reads a group's units: Y = W X, X centred.
+
+    ``columns`` [units, groups, width]: the columns that a unit takes in each group of the operator.
+    """
+
+    weights: Matrix  # [groups, out, in]
+    covariance: Matrix  # [groups, in, in]
+    columns: Indices
+    inverse: Matrix = field(init=False)
+    energy: float = field(init=False)  # ||W X||^2 per row, what errors are relative to
+
+    def __post_init__(self) -> None:
+        d = self.weights.shape[2]
+        mean = np.trace(self.covariance, axis1=1, axis2=2)[:, None, None] / d
+        damped = self.covariance + (DAMPING * mean + 1e-30) * np.eye(d)
+        self.inverse = np.linalg.inv(damped)
+        self.weights = self.weights.copy()
+        energy = np.einsum("gmd,gmd->", self.weights @ self.covariance, self.weights)
+        self.energy = max(float(energy), 1e-30)
+        self.place = np.arange(d)  # original column → where it stands now
+
+    def errors(self, units: Indices) -> Matrix:
+        """Relative squared error of the output if each of ``units`` alone left: [units]."""
+        at = self.place[self.columns[units]]  # [units, groups, width]
+        g = np.arange(at.shape[1])[None, :, None]
+        block = self.inverse[g[..., None], at[..., :, None], at[..., None, :]]
+        weights = self.weights[g, :, at]  # [units, groups, width, out]
+        solved = np.linalg.solve(block, weights)
+        return np.asarray(np.einsum("ugwm,ugwm->u", weights, solved) / self.energy)
+
+    def remove(self, units: Indices) -> float:
+        """Take ``units`` out together, update the rest; the relative squared error it costs."""
+        at = self.place[self.columns[units]].transpose(1, 0, 2).reshape(len(self.weights), -1)
+        total = 0.0
+        kept = np.ones((len(self.weights), self.weights.shape[2]), bool)
+        for g, columns in enumerate(at):
+            block = self.inverse[g][np.ix_(columns, columns)]
+            rows = self.inverse[g][columns]
+            gain = np.linalg.solve(block, rows)  # [removed, in]
+            gone = self.weights[g][:, columns]
+            total += float(np.einsum("mp,mp->", gone, np.linalg.solve(block, gone.T).T))
+            self.weights[g] -= gone @ gain
+            self.inverse[g] -= rows.T @ gain
+            kept[g, columns] = False
+        self._compact(kept)
+        return total / self.energy
+
+    def whole(self) -> Matrix:
+        """The updated weights in the original's columns, zeros where columns left."""
+        weights = self.weights[:, :, np.maximum(self.place, 0)]
+        weights[:, :, self.place < 0] = 0
+        return weights
+
+    def _compact(self, kept: NDArray[np.bool_]) -> None:
+        """Drop columns that left; every group loses as many."""
+        groups = len(kept)
+        where = np.nonzero(kept)[1].reshape(groups, -1)
+        if not (where == where[0]).all():
+            return  # other positions in each group: they stay, as zeros
+        where = where[0]
+        self.weights = self.weights[:, :, where]
+        self.inverse = self.inverse[:, where][:, :, where]
+        place = np.full(len(kept[0]), -1)
+        place[where] = np.arange(len(where))
+        self.place = np.where(self.place >= 0, place[self.place], -1)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Units of a group in the order in which they leave, and the running sum of their errors."""
+
+    order: Indices  # ordinals in the group
+    curve: Matrix  # [units + 1]: distortion after so many left
+    stops: tuple[tuple[int, tuple[Matrix, ...]], ...] = ()  # (how many left, weights then)
+
+
+def sweep(
+    consumers: Sequence[Consumer],
+    size: int,
+    order: Indices | None = None,
+    stops: Sequence[int] = (),
+) -> Sweep:
+    """Drop the cheapest unit, update, and so on until none is left.
+
+    With ``order`` the units leave in that order instead and only the curve is new. ``stops`` are
+    numbers of units after which the updated weights are written down.
+    """
+    alive = np.arange(size)
+    gone: list[int] = []
+    curve = [0.0]
+    written: list[tuple[int, tuple[Matrix, ...]]] = []
+    while len(alive):
+        count = max(1, min(len(alive), size // STEPS))
+        if order is not None:
+            chosen = order[len(gone) : len(gone) + count]
+        else:
+            scores = np.sum([c.errors(alive) for c in consumers], axis=0)
+            chosen = alive[np.argsort(scores, kind="stable")[:count]]
+        cost = sum(c.remove(chosen) for c in consumers)
+        for i in range(len(chosen)):
+            curve.append(curve[-1] + max(cost, 0.0) / len(chosen))
+        gone += chosen.tolist()
+        alive = alive[~np.isin(alive, chosen)]
+        if len(written) < len(stops) and len(gone) >= stops[len(written)]:
+            written.append((len(gone), tuple(c.whole() for c in consumers)))
+    return Sweep(np.array(gone, np.int64), np.array(curve), tuple(written))

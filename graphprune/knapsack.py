@@ -1,0 +1,112 @@
+"""How much each group loses: a multiple-choice knapsack over distortion curves, solved exactly.
+
+Costs are products of several groups' sizes, so they are taken one group at a time around the
+current choice, solved, taken again around the solution, and so on (algorithms: allocation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import coo_array, csr_array
+
+Levels = NDArray[np.int64]
+Values = NDArray[np.float64]
+ROUNDS = 8
+PROBES = 9  # levels of a group at which costs are evaluated; between them they are interpolated
+GAP = 1e-4  # relative: how near the optimum HiGHS must come
+
+
+def solve(
+    distortions: Sequence[Values],
+    costs: Callable[[Levels], Mapping[str, float]],
+    limits: Mapping[str, float],
+    start: Levels,
+) -> Levels:
+    """Levels of least summed distortion whose costs stay within the limits, or near them.
+
+    ``distortions[g][level]`` never falls with the level; ``costs`` evaluates all levels exactly;
+    ``start`` is a choice that fits. The best exact fit found is returned.
+    """
+    current, best = start, start
+    allowed = dict(limits)
+
+    def total(levels: Levels) -> float:
+        return float(sum(d[level] for d, level in zip(distortions, levels, strict=True)))
+
+    for _ in range(ROUNDS):
+        now = costs(current)
+        tables = {kind: _tables(distortions, costs, current, kind) for kind in limits}
+        room = {kind: allowed[kind] - now[kind] for kind in limits}
+        found = _chosen(distortions, tables, room, current)
+        if found is None:
+            return best
+        after = costs(found)
+        if all(after[kind] <= limits[kind] * (1 + 1e-12) for kind in limits):
+            best = found if total(found) < total(best) or (best is start) else best
+        if np.array_equal(found, current):
+            break
+        for kind in limits:  # what linearisation missed last time is asked for beforehand
+            excess = after[kind] - limits[kind]
+            allowed[kind] = min(limits[kind], allowed[kind] - max(excess, 0.0) * 0.5)
+        current = found
+    return best
+
+
+def _tables(
+    distortions: Sequence[Values],
+    costs: Callable[[Levels], Mapping[str, float]],
+    current: Levels,
+    kind: str,
+) -> list[Values]:
+    """Change of the cost for every level of every group, the others staying as they are."""
+    base = costs(current)[kind]
+    tables = []
+    for g, curve in enumerate(distortions):
+        probes = np.unique(np.linspace(0, len(curve) - 1, PROBES).round().astype(np.int64))
+        probes = np.union1d(probes, [current[g]])
+        values = []
+        for level in probes:
+            other = current.copy()
+            other[g] = level
+            values.append(costs(other)[kind] - base)
+        tables.append(np.interp(np.arange(len(curve)), probes, values))
+    return tables
+
+
+def _chosen(
+    distortions: Sequence[Values],
+    tables: Mapping[str, Sequence[Values]],
+    room: Mapping[str, float],
+    current: Levels,
+) -> Levels | None:
+    """One level per group: least distortion with the summed changes of cost within ``room``."""
+    sizes = [len(curve) for curve in distortions]
+    objective = np.concatenate(list(distortions))
+    group = np.repeat(np.arange(len(sizes)), sizes)
+    one_each: csr_array = coo_array(
+        (np.ones(len(group)), (group, np.arange(len(group))))
+    ).tocsr()
+    constraints = [LinearConstraint(one_each, 1, 1)]
+    for kind, rows in tables.items():
+        row = np.concatenate(list(rows))
+        scale = max(float(np.abs(row).max()), 1e-30)
+        constraints.append(LinearConstraint(row[None] / scale, -np.inf, room[kind] / scale))
+    spread = max(float(objective.max()), 1e-30)
+    answer = milp(
+        objective / spread,
+        constraints=constraints,
+        integrality=np.ones(len(objective)),
+        bounds=Bounds(0, 1),
+        options={"mip_rel_gap": GAP, "time_limit": 60.0},
+    )
+    if answer.x is None:
+        return None
+    starts = np.cumsum([0, *sizes[:-1]])
+    return np.array(
+        [int(np.argmax(answer.x[s : s + n])) for s, n in zip(starts, sizes, strict=True)],
+        dtype=np.int64,
+    )
