@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from graphprune.calibrate.files import from_folder, from_npz
-from graphprune.calibrate.preprocess import Preprocess
+from graphprune.calibrate.preprocess import Preprocess, picture_input
+from graphprune.calibrate.ranges import infer_range
 from graphprune.calibrate.samples import Samples, batches
 from graphprune.calibrate.synthesise import synthesise
 from graphprune.errors import UsageError
@@ -25,7 +26,8 @@ def open_samples(
     preprocess: Preprocess | None = None,
 ) -> Samples:
     """At most ``count`` samples: of an .npz file the first, of a folder of pictures a draw by
-    ``seed``; synthesised ones where nothing (or "none") is given.
+    ``seed``; synthesised ones where nothing (or "none") is given. The range of pictures is inferred
+    from the model where ``preprocess`` is ``None``.
 
     Raises ``UsageError`` where the path is neither or what it holds does not fit the model.
     """
@@ -33,7 +35,7 @@ def open_samples(
         return synthesise(model, shapes, count, seed, preprocess=preprocess)
     path = Path(given)
     if path.is_dir():
-        return from_folder(path, model, shapes, preprocess or Preprocess(), count, seed)
+        return _pictures(path, model, shapes, count, seed, preprocess)
     if path.suffix.lower() == ".npz":
         return from_npz(path, model, count)
     raise UsageError(
@@ -41,3 +43,22 @@ def open_samples(
         str(path),
         "Give --calib FILE.npz, --calib FOLDER or --calib none.",
     )
+
+
+def _pictures(
+    path: Path,
+    model: Model,
+    shapes: Shapes,
+    count: int,
+    seed: int,
+    preprocess: Preprocess | None,
+) -> Samples:
+    if preprocess is None:
+        to = picture_input(model, shapes, Preprocess())
+        preprocess = infer_range(
+            model,
+            shapes,
+            to,
+            lambda option, rows: from_folder(path, model, shapes, option, rows, seed),
+        )
+    return from_folder(path, model, shapes, preprocess, count, seed)

@@ -97,7 +97,12 @@ def from_folder(
     digest = hashlib.sha256(repr(("folder", to, preprocess.document())).encode())
     for file in chosen:
         digest.update(_file_digest(file))
-    return Samples(len(chosen), f"{len(chosen)} pictures of {path.name}", digest.hexdigest(), read)
+    return Samples(
+        len(chosen),
+        f"{len(chosen)} pictures of {path.name}, as {preprocess}",
+        digest.hexdigest(),
+        read,
+    )
 
 
 def pictures_of(path: Path, count: int | None, seed: int) -> list[Path]:

@@ -1,18 +1,19 @@
 """Inputs that a model's own statistics vouch for: optimised by gradient, without data or labels.
 
-Where BatchNormalization is still in the graph, each layer has stored the mean and the variance that
-its input had on the training pictures. Pictures that reproduce all of them are as good as real ones
-for least-squares repair (Yin et al., Dreaming to Distill, arXiv 1912.08795, section 3). Where it was
-folded away, pictures of which the model is sure, equally many of each class, help a little.
+Where BatchNormalization is still in the graph, each layer has stored the mean and the variance
+that its input had on the training pictures. Pictures that reproduce all of them serve least-squares
+repair as well as real ones (Yin et al., Dreaming to Distill, arXiv 1912.08795, section 3). Where it
+was folded away, pictures of which the model is sure, equally many of each class, help a little.
 
-One run of ONNX Runtime yields loss and gradient. Pictures that do not fit into one batch still share
-their statistics: each batch adds its own moments to those that the others had when last seen.
+One run of ONNX Runtime yields loss and gradient. Pictures that do not fit into one batch still
+share their statistics: each batch adds its own moments to those the others had when last seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from graphprune.errors import ModelError, UsageError
-from graphprune.gradient import Gradient, gradient
+from graphprune.gradient import gradient
 from graphprune.gradient.tape import Tape, Value
 from graphprune.model import Array, Model, label
 from graphprune.runtime import Feeds, input_dtype, random_inputs, run_session, session
-from graphprune.shapes import Shapes, declared, infer
+from graphprune.shapes import Shape, Shapes, declared, infer
 
 Floats = NDArray[np.float32]
 Evaluate = Callable[[Floats], tuple[float, Floats]]  # pictures → loss, its gradient
-Progress = Callable[[float], None]  # gets the share that is done, in (0, 1]
+Progress = Callable[[float], None]  # gets the share that is done, up to 1
 
 SMOOTHNESS = 0.002  # weight of the total variation beside the statistics
 SMOOTHNESS_OF_CLASSES = 0.02  # and beside the predictions
@@ -39,7 +40,7 @@ PICTURE = (2, 3)  # axes of height and width in NCHW
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """An inference-form BatchNormalization: its input tensor and what it stored of it, [channels]."""
+    """An inference-form BatchNormalization: its input, and what it stored of that, [channels]."""
 
     node: str
     tensor: str
@@ -66,7 +67,9 @@ def batch_norms(model: Model) -> list[BatchNorm]:
         if node.op_type != "BatchNormalization" or any(node.output[1:]):
             continue
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if attributes.get("training_mode", 0) or not model.constant_names.issuperset(node.input[3:5]):
+        if attributes.get("training_mode", 0) or not model.constant_names.issuperset(
+            node.input[3:5]
+        ):
             continue
         mean, variance = (model.array(name).astype(np.float64) for name in node.input[3:5])
         epsilon = float(attributes.get("epsilon", 1e-5))
@@ -83,8 +86,8 @@ def class_scores(model: Model, shapes: Shapes) -> str | None:
         return None
     node = model.nodes[model.producer[name]] if name in model.producer else None
     if node is not None and node.op_type in ("Softmax", "LogSoftmax"):
-        return node.input[0]
-    return name
+        return str(node.input[0])
+    return str(name)
 
 
 def match_statistics(
@@ -204,13 +207,13 @@ def _search(
         for other, shape in shapes.inputs.items()
     }
     inputs[name] = (size, *start.shape[1:])
-    bounds = [_per_channel(bound, start, spatial) for bound in (low, high)]
-    unit = (bounds[1] - bounds[0]) / 4
+    lowest, highest = (_per_channel(bound, start, spatial) for bound in (low, high))
+    unit = (highest - lowest) * np.float32(0.25)
     if not (np.isfinite(unit) & (unit > 0)).all():
         raise UsageError("bounds of the pictures must be finite, the lower one below", name)
     filled = np.resize(np.arange(len(start)), runs * size)
-    pictures = np.clip(start.astype(np.float32)[filled], *bounds)
-    return _Search(name, inputs, pictures, len(start), *bounds, unit, tuple(spatial))
+    pictures = np.clip(start.astype(np.float32)[filled], lowest, highest)
+    return _Search(name, inputs, pictures, len(start), lowest, highest, unit, tuple(spatial))
 
 
 def _per_channel(bound: Array | float, start: Array, spatial: Sequence[int]) -> Floats:
@@ -228,22 +231,23 @@ class _Run:
 
     runner: Any
     fixed: Feeds
+    extra: tuple[str, ...]  # inputs that the loss added
     flows: bool  # whether any gradient reaches the pictures
     stopped: tuple[str, ...]
 
     def __call__(self, feeds: Feeds) -> list[Array]:
-        return run_session(self.runner, {**self.fixed, **feeds})
+        answers = run_session(self.runner, {**self.fixed, **feeds})
+        return answers if self.flows else [*answers, np.zeros(1, np.float32)]
 
 
 def _opened(model: Model, search: _Search, loss: Model, seed: int, threads: int) -> _Run:
-    known = {value.name: tuple(d or 0 for d in declared(value) or ()) for value in loss.inputs}
-    shapes = infer(loss, known | search.inputs)
+    shapes = infer(loss, search.inputs)
     result = gradient(loss, shapes, search.name, loss.outputs[0].name)
-    others = replace(shapes, inputs=search.inputs)
-    fixed = random_inputs(model, others, seed)
+    fixed = random_inputs(model, replace(shapes, inputs=search.inputs), seed)
+    extra = tuple(value.name for value in loss.inputs if value.name not in fixed)
     del fixed[search.name]
-    flows = result.name is not None
-    return _Run(session(result.model, threads), fixed, flows, result.stopped)
+    runner = session(result.model, threads)
+    return _Run(runner, fixed, extra, result.name is not None, result.stopped)
 
 
 def _statistics_loss(model: Model, search: _Search, layers: Sequence[BatchNorm]) -> Model:
@@ -255,13 +259,14 @@ def _statistics_loss(model: Model, search: _Search, layers: Sequence[BatchNorm])
     means, squares = [], []
     for layer in layers:
         x = _value(tape, shapes, layer.tensor)
+        x = x if x.dtype == TensorProto.FLOAT else x.cast(TensorProto.FLOAT)
         axes = [axis for axis in range(x.rank) if axis != 1]
-        count = x.tape and int(np.prod([x.shape[axis] for axis in axes]))
+        count = prod(x.shape[axis] for axis in axes)
         means.append(x.mean(axes).reshape(layer.mean.shape))
         squares.append((x.sum_of_squares(axes) * (1 / count)).reshape(layer.mean.shape))
     total = (sum(len(layer.mean) for layer in layers),)
     own = [tape.write("Concat", several, total, axis=0) for several in (means, squares)]
-    rest = [Value(tape, tape.name(stem), total, TensorProto.FLOAT) for stem in REST]
+    rest = [Value(tape, tape.name("others"), total, TensorProto.FLOAT) for _ in own]
     mean, square = (mine * share + others for mine, others in zip(own, rest, strict=True))
     variance = (square - mean * mean).op("Relu")  # rounding may leave it just below zero
     epsilon = np.concatenate([np.full(len(layer.mean), layer.epsilon) for layer in layers])
@@ -281,7 +286,7 @@ def _prediction_loss(model: Model, search: _Search, scores: str) -> Model:
     shapes = infer(model, search.inputs)
     tape = _tape(model)
     logits = _value(tape, shapes, scores)
-    target = Value(tape, tape.name(REST[0]), logits.shape, logits.dtype)
+    target = Value(tape, tape.name("target"), logits.shape, logits.dtype)
     likelihood = tape.write("LogSoftmax", [logits], logits.shape, axis=1) * target
     loss = likelihood.sum([0, 1]).reshape([1]) * (-1 / len(search.pictures))
     return _extended(model, tape, [loss], [target])
@@ -300,10 +305,8 @@ def _value(tape: Tape, shapes: Shapes, name: str) -> Value:
     return Value(tape, name, shape, shapes.dtype[name])
 
 
-def _extended(
-    model: Model, tape: Tape, outputs: Sequence[Value], inputs: Sequence[Value]
-) -> Model:
-    """The model with the tape's nodes, other outputs and more inputs; what they do not need goes."""
+def _extended(model: Model, tape: Tape, outputs: Sequence[Value], inputs: Sequence[Value]) -> Model:
+    """The model with the tape's nodes, these outputs and more inputs, less what is not needed."""
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(model.skeleton)
     del skeleton.graph.output[:]
@@ -314,3 +317,79 @@ def _extended(
     return replace(model, skeleton=skeleton).with_graph(
         [*model.nodes, *tape.nodes], tensors, value_info=()
     )
+
+
+def _over_all_moments(search: _Search, run: _Run, channels: int) -> Evaluate:
+    """Loss of all pictures together; each batch takes the others' moments as last seen."""
+    parts = search.parts
+    moments = np.zeros((2, len(parts), channels))  # mean and mean square by batch and channel
+
+    def visit(index: int, pictures: Floats) -> list[Array]:
+        others = (moments.sum(axis=1) - moments[:, index]) / len(parts)
+        added = dict(zip(run.extra, others.astype(np.float32), strict=True))
+        loss, *moments[:, index], slope = run({search.name: pictures[parts[index]], **added})
+        return [loss, slope]
+
+    def evaluate(pictures: Floats) -> tuple[float, Floats]:
+        if len(parts) > 1 and not moments.any():
+            for index in range(len(parts)):
+                visit(index, pictures)
+        answers = [visit(index, pictures) for index in range(len(parts))]
+        return float(answers[-1][0].item()), np.concatenate([slope for _, slope in answers])
+
+    return evaluate
+
+
+def _over_labels(search: _Search, run: _Run, targets: Floats) -> Evaluate:
+    def evaluate(pictures: Floats) -> tuple[float, Floats]:
+        answers = [
+            run({search.name: pictures[part], run.extra[0]: targets[part]}) for part in search.parts
+        ]
+        loss = sum(float(loss.item()) for loss, _ in answers)
+        return loss, np.concatenate([slope for _, slope in answers])
+
+    return evaluate
+
+
+def _descend(
+    search: _Search,
+    run: _Run,
+    evaluate: Evaluate,
+    smoothness: float,
+    steps: int,
+    rate: float,
+    progress: Progress | None,
+) -> Matched:
+    """Adam (Kingma and Ba, arXiv 1412.6980, algorithm 1) within the bounds."""
+    pictures, unit = search.pictures.copy(), search.unit
+    before, slope = evaluate(pictures)
+    after = before
+    first, second = np.zeros_like(pictures), np.zeros_like(pictures)
+    for step in range(1, steps + 1 if run.flows else 1):
+        slope = slope * unit + smoothness * _variation_slope(pictures / unit, search.spatial)
+        slope *= slope.size  # of a sum rather than a mean: TINY stays tiny beside it
+        first += (1 - FIRST_MOMENT) * (slope - first)
+        second += (1 - SECOND_MOMENT) * (slope * slope - second)
+        mean, square = first / (1 - FIRST_MOMENT**step), second / (1 - SECOND_MOMENT**step)
+        pictures -= rate * unit * mean / (np.sqrt(square) + TINY)
+        np.clip(pictures, search.low, search.high, out=pictures)
+        after, slope = evaluate(pictures)
+        if progress is not None:
+            progress(step / steps)
+    if not (np.isfinite(before) and np.isfinite(after) and np.isfinite(pictures).all()):
+        raise ModelError("the model computes no finite numbers on its inputs")
+    return Matched(pictures[: search.asked], before, after, run.stopped)
+
+
+def _variation_slope(pictures: Floats, spatial: Sequence[int]) -> Floats:
+    """Gradient of the total variation: per axis, the mean |difference| of neighbours."""
+    slope = np.zeros_like(pictures)
+    for axis in spatial:
+        signs = np.sign(np.diff(pictures, axis=axis))
+        signs /= max(signs.size, 1)
+        place = [slice(None)] * pictures.ndim
+        place[axis] = slice(1, None)
+        slope[tuple(place)] += signs
+        place[axis] = slice(None, -1)
+        slope[tuple(place)] -= signs
+    return slope

@@ -18,9 +18,11 @@ Paint = Callable[[int, int, int, int, np.random.Generator], Pictures]
 
 CHROMA = 0.35  # deviation of a colour from its grey, over the deviation of the grey
 LEAVES_PER_AREA = 2.5  # area of all leaves over that of the picture: few gaps remain
-SMALLEST_LEAF = 0.03  # radius over the picture's shorter side
-LARGEST_LEAF = 0.7
-CROP_SCALES = (0.35, 1.0)  # side of a crop over the largest that fits the photograph
+SMALLEST_LEAF = 0.03, 2.0  # radius: over the picture's shorter side, and at least in pixels
+LARGEST_LEAF = 0.7  # radius over the picture's shorter side
+BRIGHTNESS = 0.5, 0.15  # mean and deviation of a picture's middle grey
+CONTRAST = 0.15, 0.35  # deviation of its greys, least and most
+SMALLEST_CROP = 0.35  # side over that of the largest crop that fits the photograph
 
 
 def white_noise(
@@ -59,16 +61,15 @@ def dead_leaves(
     return _opaque(pictures)
 
 
-def crops(
-    count: int, channels: int, height: int, width: int, rng: np.random.Generator
-) -> Pictures:
+def crops(count: int, channels: int, height: int, width: int, rng: np.random.Generator) -> Pictures:
     """Random crops, scales and mirror images of the photographs that ship with the package."""
     pictures = np.empty((count, channels, height, width), np.float32)
     photographs = _photographs()
     for picture in pictures:
         photograph = photographs[rng.integers(len(photographs))]
         photograph = photograph.convert("L" if channels == 1 else "RGB")
-        unit = min(photograph.width / width, photograph.height / height) * rng.uniform(*CROP_SCALES)
+        most = min(photograph.width / width, photograph.height / height)
+        unit = rng.uniform(max(SMALLEST_CROP * most, min(1.0, most)), most)  # enlarge if need be
         across, down = unit * width, unit * height
         left = rng.uniform(0, photograph.width - across)
         top = rng.uniform(0, photograph.height - down)
@@ -104,7 +105,7 @@ def _paint_leaves(picture: Pictures, rng: np.random.Generator) -> None:
     """Fill one picture [channels, height, width], the leaf farthest behind first."""
     channels, height, width = picture.shape
     side = min(height, width)
-    smallest, largest = max(1.0, SMALLEST_LEAF * side), LARGEST_LEAF * side
+    smallest, largest = max(SMALLEST_LEAF[0] * side, SMALLEST_LEAF[1]), LARGEST_LEAF * side
     # r^-3 between the bounds has the mean area 2·ln(largest/smallest)·smallest² (times a shape's
     # own factor of about 3.5), so this many leaves cover the picture LEAVES_PER_AREA times.
     mean_area = 7 * np.log(largest / smallest) * smallest**2
@@ -132,10 +133,11 @@ def _paint_leaves(picture: Pictures, rng: np.random.Generator) -> None:
 
 
 def _leaf_colours(count: int, channels: int, rng: np.random.Generator) -> Pictures:
-    """Colours [count, channels] in 0..1: a grey each, and a little colour."""
-    grey = rng.random((count, 1), dtype=np.float32)
-    colour = rng.standard_normal((count, channels), dtype=np.float32)
-    return np.asarray(np.clip(grey + 0.29 * CHROMA * colour * (channels > 1), 0, 1), np.float32)
+    """Colours [count, channels] in 0..1: greys around the picture's own, and a little colour."""
+    contrast = rng.uniform(*CONTRAST)
+    grey = rng.normal(*BRIGHTNESS) + contrast * rng.standard_normal((count, 1))
+    colour = CHROMA * contrast * rng.standard_normal((count, channels)) if channels > 1 else 0.0
+    return np.clip(grey + colour, 0, 1).astype(np.float32)
 
 
 def _coloured(planes: Pictures) -> Pictures:

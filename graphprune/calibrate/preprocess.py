@@ -15,13 +15,12 @@ from PIL import Image
 from graphprune.errors import UsageError
 from graphprune.model import Array, Model
 from graphprune.runtime import input_dtype
-from graphprune.shapes import Shapes, declared
+from graphprune.shapes import Shape, Shapes, declared
 
 LAYOUTS = ("auto", "nchw", "nhwc")
 ORDERS = ("rgb", "bgr")
 CHANNELS = (1, 3, 4)
 LEAST_SIDE = 8  # pixels: a rank 4 input with shorter sides is no picture
-OPEN_SIDE = 224  # pixels: for sides that the model leaves open and nobody gave
 EXAMPLE = "mean=0.485,0.456,0.406;std=0.229,0.224,0.225;scale=1/255;layout=nchw;size=224"
 
 
@@ -122,13 +121,13 @@ class Preprocess:
         return np.ascontiguousarray(np.moveaxis(pixels, 2, 0)) / np.float32(255)
 
 
-def picture_inputs(model: Model, shapes: Shapes) -> list[PictureInput]:
+def picture_inputs(model: Model, shapes: Shapes, open_side: int = 0) -> list[PictureInput]:
     """The inputs that take pictures, by their types and sizes alone: floats or bytes of rank 4,
     an axis of 1, 3 or 4 channels after the batch or last, and at least 8 × 8 pixels.
 
-    Sides that the model leaves open and that nobody gave count as 224 pixels.
+    ``open_side``: pixels to count for a side that the model leaves open and that nobody gave.
     """
-    found = (_as_picture(value, shapes) for value in model.inputs)
+    found = (_as_picture(value, shapes.inputs[value.name], open_side) for value in model.inputs)
     return [picture for picture in found if picture is not None]
 
 
@@ -148,8 +147,8 @@ def picture_input(model: Model, shapes: Shapes, preprocess: Preprocess) -> Pictu
     dims, dtype = declared(value), input_dtype(value)
     if dims is None or len(dims) != 4 or not _holds_pixels(dtype):
         raise UsageError(f"the model takes no pictures: {dtype} {dims}", where)
-    known = _as_picture(value, shapes)
     sizes = shapes.inputs[value.name]
+    known = _as_picture(value, sizes, LEAST_SIDE)
     layout = preprocess.layout
     if layout == "auto" and known is None:
         raise UsageError("the layout is not clear", where, "Give --preprocess layout=nchw or nhwc.")
@@ -179,26 +178,23 @@ def completed(preprocess: Preprocess, to: PictureInput) -> Preprocess:
     return replace(preprocess, layout=to.layout, size=(to.height, to.width))
 
 
-def _known_size(
-    dims: list[int | None], sizes: tuple[int, ...], sides: list[int]
-) -> tuple[int, int] | None:
+def _known_size(dims: list[int | None], sizes: Shape, sides: list[int]) -> tuple[int, int] | None:
     if any(dims[axis] is None and sizes[axis] < LEAST_SIDE for axis in sides):
         return None
     return sizes[sides[0]], sizes[sides[1]]
 
 
-def _as_picture(value: onnx.ValueInfoProto, shapes: Shapes) -> PictureInput | None:
+def _as_picture(value: onnx.ValueInfoProto, sizes: Shape, open_side: int) -> PictureInput | None:
     dims, dtype = declared(value), input_dtype(value)
     if dims is None or len(dims) != 4 or not _holds_pixels(dtype):
         return None
-    sizes = list(shapes.inputs[value.name])
     for layout, channel, sides in (("nchw", 1, (2, 3)), ("nhwc", 3, (1, 2))):
         if sizes[channel] not in CHANNELS:
             continue
-        open_sides = dims[channel] is not None
+        least = 0 if dims[channel] is None else open_side
         height, width = (
-            OPEN_SIDE if open_sides and dims[axis] is None and sizes[axis] < LEAST_SIDE else size
-            for axis, size in ((axis, sizes[axis]) for axis in sides)
+            max(sizes[axis], least if dims[axis] is None and sizes[axis] < LEAST_SIDE else 0)
+            for axis in sides
         )
         if min(height, width) >= LEAST_SIDE:
             return PictureInput(value.name, layout, sizes[channel], height, width, dtype)

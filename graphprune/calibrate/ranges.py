@@ -9,22 +9,26 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from graphprune.calibrate.preprocess import Preprocess
+from graphprune.calibrate.preprocess import PictureInput, Preprocess
 from graphprune.calibrate.samples import Samples, batches
 from graphprune.calibrate.taps import tapped
 from graphprune.model import Model
 from graphprune.runtime import run_session, session
 from graphprune.shapes import Shapes
 
-Attempt = Callable[[Preprocess], Samples]
+Attempt = Callable[[Preprocess, int], Samples]  # a range, how many rows → rows in that range
 Floats = NDArray[np.float64]
 Moments = tuple[Floats, Floats]  # mean and variance of a tensor by channel (axis 1)
 
 FIRST_LAYERS = 3  # normalisations compared: later ones say more about content than about range
+EARLY = 8  # products before them at most: behind other normalisations the range no longer shows
+PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 CONVOLUTIONS = 32  # whose balance is looked at
 FEWEST_CONVOLUTIONS = 4  # fewer prove nothing
-MARGIN = 0.15  # nats by which an option must beat the first, which is by far the most common
+MARGIN = 0.15  # nats by which an option must beat a more common one
 TINY = 1e-12
+PROBES, FEWEST_PROBES = 64, 8  # rows that a range is judged by
+PROBED_PIXELS = 2**19  # of all of them: fewer rows where pictures are large
 
 BYTES = Preprocess(scale=1.0)
 UNIT = Preprocess()
@@ -41,7 +45,6 @@ BGR_BYTES = Preprocess(mean=(104.0, 117.0, 123.0), scale=1.0, order="bgr")  # Im
 class Evidence:
     """Tensors to look at, and how badly their moments on some pictures fit the model."""
 
-    name: str
     reads: list[str]
     judge: Callable[[Sequence[Moments]], float]  # 0 is perfect
 
@@ -57,26 +60,28 @@ class Layer:
 
 def candidates(channels: int) -> tuple[Preprocess, ...]:
     """The usual ranges for pictures of that many channels, the most common one first."""
-    others = (UNIT, BYTES, SYMMETRIC, CENTRED, CENTRED_BYTES)
+    fractions, bytes_ = (UNIT, SYMMETRIC, CENTRED), (BYTES, CENTRED_BYTES)
     if channels == 3:
-        return (COLOUR, *others, BGR_BYTES)
-    return (STANDARDISED, *others, INK) if channels == 1 else (STANDARDISED, *others)
+        return (COLOUR, *fractions, BGR_BYTES, *bytes_)
+    return (STANDARDISED, *fractions, *bytes_, *((INK,) if channels == 1 else ()))
 
 
-def choose(
-    model: Model, shapes: Shapes, options: Sequence[Preprocess], attempt: Attempt
-) -> tuple[Preprocess, str]:
-    """The option whose samples (``attempt`` makes them) fit the model best, and by what evidence.
+def infer_range(model: Model, shapes: Shapes, to: PictureInput, attempt: Attempt) -> Preprocess:
+    """The usual range whose samples (``attempt`` makes them) fit the model best.
 
-    Where there is no evidence, or it is weak, the first option.
+    Where there is no evidence, or it is weak, the most common one; of equals likewise.
     """
+    if to.dtype.kind != "f":
+        return BYTES
+    options = candidates(to.channels)
     found = evidence(model, shapes)
     if found is None:
-        return options[0], "the most common range"
+        return options[0]
     runner = session(tapped(model, found.reads, shapes))
-    scores = [_score(runner, model, attempt(option), found) for option in options]
-    best = int(np.argmin(scores))
-    return options[best if scores[best] < scores[0] - MARGIN else 0], found.name
+    rows = max(FEWEST_PROBES, min(PROBES, PROBED_PIXELS // (to.height * to.width)))
+    scores = [_score(runner, model, attempt(option, rows), found) for option in options]
+    good = min(scores) + MARGIN
+    return next(option for option, score in zip(options, scores, strict=True) if score <= good)
 
 
 def evidence(model: Model, shapes: Shapes) -> Evidence | None:
@@ -84,14 +89,16 @@ def evidence(model: Model, shapes: Shapes) -> Evidence | None:
     layers = first_layers(model)
     if layers:
         reads = [layer.reads for layer in layers]
-        return Evidence("stored statistics", reads, lambda moments: mismatch(layers, moments))
+        return Evidence(reads, lambda moments: mismatch(layers, moments))
     reads = _biased_convolutions(model, shapes)[1:]
-    return None if len(reads) < FEWEST_CONVOLUTIONS else Evidence("biases", reads, imbalance)
+    return None if len(reads) < FEWEST_CONVOLUTIONS else Evidence(reads, imbalance)
 
 
 def first_layers(model: Model) -> list[Layer]:
     """The first normalisations, in order, whose mean and variance are stored in the model."""
-    return [layer for node in model.nodes if (layer := _layer(model, node))][:FIRST_LAYERS]
+    products = np.cumsum([node.op_type in PRODUCTS for node in model.nodes])
+    early = [node for node, before in zip(model.nodes, products, strict=True) if before <= EARLY]
+    return [layer for node in early if (layer := _layer(model, node))][:FIRST_LAYERS]
 
 
 def mismatch(layers: Sequence[Layer], found: Sequence[Moments]) -> float:

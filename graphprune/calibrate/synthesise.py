@@ -12,14 +12,8 @@ import onnx
 from numpy.typing import NDArray
 
 from graphprune.calibrate.pictures import KINDS
-from graphprune.calibrate.preprocess import (
-    OPEN_SIDE,
-    PictureInput,
-    Preprocess,
-    completed,
-    picture_inputs,
-)
-from graphprune.calibrate.ranges import BYTES, candidates, choose
+from graphprune.calibrate.preprocess import PictureInput, Preprocess, completed, picture_inputs
+from graphprune.calibrate.ranges import infer_range
 from graphprune.calibrate.samples import Samples, batched_inputs
 from graphprune.errors import ModelError, UsageError
 from graphprune.model import Array, Model
@@ -30,10 +24,9 @@ Draw = Callable[[int, np.random.Generator], Array]  # how many rows → rows
 
 BLOCK = 16  # rows that one seed makes: any stretch of rows comes out the same, however it is read
 KEPT_BLOCKS = 4  # of the last read
-PROBES = 48  # rows that a range is judged by
-PROBED_PIXELS = 2**20  # of all of them: fewer rows where pictures are large
 SHORTEST_SIGNAL = 8  # values: less has no spectrum to speak of
-OPEN_LENGTH = 32  # for lengths that the model leaves open and nobody gave
+# Tried in turn for sizes that the model leaves open and nobody gave: sides of pictures, and others.
+OPEN_SIZES = ((224, 32), (256, 64), (320, 128), (640, 512), (128, 256), (64, 16), (48, 8), (32, 4))
 RECIPE = 1  # changes with what a seed gives: part of the key
 
 
@@ -53,43 +46,52 @@ def synthesise(
     Raises ``UsageError`` for an unknown kind or an input that nothing can be made up for.
     """
     if kind not in KINDS:
-        raise UsageError(f"there is no kind of input {kind!r}", hint=f"Known are {', '.join(KINDS)}.")
+        raise UsageError(
+            f"there is no kind of input {kind!r}", hint=f"Known are {', '.join(KINDS)}."
+        )
     sized = opened_sizes(model, shapes)
     pictures = picture_inputs(model, sized)
 
-    def attempt(option: Preprocess) -> Samples:
-        return _drawn(model, sized, rows, seed, kind, {p.name: (p, option) for p in pictures})
+    def drawn(option: Preprocess, rows: int) -> Samples:
+        ranges = {p.name: (p, completed(option, p)) for p in pictures}
+        return _drawn(model, sized, rows, seed, kind, ranges)
 
-    if not pictures:
-        return _drawn(model, sized, count, seed, kind, {})
-    rows = min(PROBES, max(BLOCK, PROBED_PIXELS // (pictures[0].height * pictures[0].width)))
-    if preprocess is None and pictures[0].dtype.kind != "f":
-        preprocess = BYTES
-    if preprocess is None:
-        preprocess, _ = choose(model, sized, candidates(pictures[0].channels), attempt)
-    chosen = {p.name: (p, completed(preprocess, p)) for p in pictures}
-    return _drawn(model, sized, count, seed, kind, chosen)
+    if preprocess is None and pictures:
+        preprocess = infer_range(model, sized, pictures[0], drawn)
+    return drawn(preprocess or Preprocess(), count)
 
 
 def opened_sizes(model: Model, shapes: Shapes) -> Shapes:
     """``shapes`` with input sizes that say something where the analysis took 1 for open axes.
 
-    Pictures get sides of 224, other open axes but the batch 32; where the model does not run on
-    those, the sizes stay as they are.
+    Pictures get sides of 224, other open axes but the batch 32, or the next of a short list on
+    which the model runs; where there is none the sizes stay as they are.
     """
-    pictures = {p.name: p for p in picture_inputs(model, shapes)}
-    wider = {
-        name: _widened(shape, shapes.symbolic.get(name, ()), name in pictures)
-        for name, shape in shapes.inputs.items()
-    }
-    if wider == shapes.inputs:
+    if _opened(model, shapes, *OPEN_SIZES[0]).inputs == shapes.inputs:
         return shapes
-    larger = replace(shapes, inputs=wider)
-    try:
-        run_session(session(model), _drawn(model, larger, 1, 0, "white", {}).read(0, 1))
-    except ModelError:  # the model's sizes depend on one another
-        return shapes
-    return larger
+    runner = session(model)
+    for side, length in OPEN_SIZES:
+        larger = _opened(model, shapes, side, length)
+        try:
+            run_session(runner, _drawn(model, larger, 1, 0, "white", {}).read(0, 1))
+        except ModelError:  # not a size for this model
+            continue
+        return larger
+    return shapes
+
+
+def _opened(model: Model, shapes: Shapes, side: int, length: int) -> Shapes:
+    """The same with sizes in the place of ones on open axes that are not the batch."""
+    pictures = {p.name for p in picture_inputs(model, shapes, side)}
+    batch = {name for value in model.inputs for name in _axis_names(value)[:1]} - {""}
+    inputs = {}
+    for value in model.inputs:
+        sizes = list(shapes.inputs[value.name])
+        for axis in shapes.symbolic.get(value.name, ()):
+            if axis and sizes[axis] == 1 and _axis_names(value)[axis] not in batch:
+                sizes[axis] = side if value.name in pictures else length
+        inputs[value.name] = tuple(sizes)
+    return replace(shapes, inputs=inputs)
 
 
 def _drawn(
@@ -174,9 +176,6 @@ def _signals(count: int, shape: Shape, rng: np.random.Generator) -> NDArray[np.f
     return rows
 
 
-def _widened(shape: Shape, symbolic: tuple[int, ...], picture: bool) -> Shape:
-    length = OPEN_SIDE if picture else OPEN_LENGTH
-    return tuple(
-        length if axis and axis in symbolic and size == 1 else size
-        for axis, size in enumerate(shape)
-    )
+def _axis_names(value: onnx.ValueInfoProto) -> list[str]:
+    """The names of an input's symbolic sizes, empty for the others."""
+    return [dim.dim_param for dim in value.type.tensor_type.shape.dim]

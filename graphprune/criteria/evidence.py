@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphprune.analysis import Analysis
-from graphprune.coupling import Group
+from graphprune.coupling import Group, Mask
 from graphprune.criteria.surgeon import Consumer, Matrix, Sweep, sweep
 from graphprune.distortion import distortion
 from graphprune.frontier import Frontier
@@ -34,6 +34,12 @@ class Evidence:
     order: NDArray[np.int64]
     curve: Matrix
 
+    def after(self, gone: NDArray[np.int64], size: int) -> Evidence:
+        """The same, told of a group of ``size`` units from which ``gone`` had left before."""
+        left = np.setdiff1d(np.arange(size), gone)
+        order = np.concatenate([gone, left[self.order]])
+        return Evidence(order, np.concatenate([np.zeros(len(gone)), self.curve]))
+
 
 @dataclass(frozen=True)
 class _Reader:
@@ -45,8 +51,11 @@ class _Reader:
 
 def gather(
     analysis: Analysis,
-    folded: Model,
+    original: Model,
+    current: Model,
+    removed: Mask,
     feeds: Sequence[Feeds],
+    dtypes: Mapping[str, int],
     order: Order,
     *,
     memory: float = 4e9,
@@ -55,21 +64,23 @@ def gather(
 ) -> dict[int, Evidence]:
     """Evidence by group index; groups that no linear operator reads have none.
 
-    ``folded`` computes what ``analysis.model`` does, with the same names. One walk over the model:
-    each group is judged as soon as all its readers' inputs have been seen, so that few Gram
+    ``original`` computes what ``analysis.model`` does, with the same names; ``current`` is the model
+    pruned and repaired so far, from which the units in ``removed`` have left. Distortions are those
+    of ``current``'s outputs from the original's, beyond what they are already. One walk over the
+    model: each group is judged as soon as all its readers' inputs have been seen, so that few Gram
     matrices are held at a time.
     """
-    readers = _readers(analysis, folded)
+    readers = _readers(analysis, current, removed)
     waiting = {g: {r.linear.weight for r in found} for g, found in readers.items()}
     groups_of: dict[str, list[int]] = {}
     for g, weights in waiting.items():
         for weight in weights:
             groups_of.setdefault(weight, []).append(g)
-    frontier = Frontier(folded, analysis.shapes.dtype, feeds, memory / 2)
-    effect = _Effect(folded, feeds, len(readers))
+    frontier = Frontier(current, dtypes, feeds, memory / 2)
+    effect = _Effect(original, current, feeds, len(readers))
     known: dict[str, Moments] = {}
     evidence: dict[int, Evidence] = {}
-    todo = [linear for linear in linears(folded) if linear.weight in groups_of]
+    todo = [linear for linear in linears(current) if linear.weight in groups_of]
     last: tuple[object, Moments] | None = None
     for number, linear in enumerate(todo):
         progress(number / len(todo))
@@ -82,14 +93,16 @@ def gather(
             waiting[g].discard(linear.weight)
             if not waiting[g]:
                 group = analysis.coupling.groups[g]
-                evidence[g] = _judged(folded, group, readers[g], known, order, effect)
+                gone = np.flatnonzero(removed[group.units])
+                found = _judged(current, group, readers[g], known, order, effect)
+                evidence[g] = found.after(gone, len(group))
         for weight in [w for w in known if not any(w in waiting[g] or waiting[g] for g in groups_of[w])]:
             del known[weight]
     return evidence
 
 
 def observed(linear: Linear, frontier: Frontier, seed: int) -> Moments:
-    """Mean and covariance of the operator's unfolded inputs."""
+    """Mean and covariance of the operator's uncurrent inputs."""
     sums: Sums | None = None
     for chunk in range(frontier.chunks):
         x = frontier[linear.x][chunk]
@@ -102,50 +115,53 @@ def observed(linear: Linear, frontier: Frontier, seed: int) -> Moments:
     return sums.centred()
 
 
-def _readers(analysis: Analysis, folded: Model) -> dict[int, list[_Reader]]:
+def _readers(analysis: Analysis, current: Model, removed: Mask) -> dict[int, list[_Reader]]:
     """By group: the operators that read its units with weights of their own."""
     coupling = analysis.coupling
     slots = coupling.relations.slots.tensors
     group_of = np.full(coupling.n_units, -1)
     for group in coupling.groups:
         group_of[group.units] = group.index
+    alive = coupling.alive(removed)
     readers: dict[int, list[_Reader]] = {}
-    for linear in linears(folded):
+    for linear in linears(current):
         if linear.weight not in slots:
             continue
-        units = coupling.unit_of(slots[linear.weight][linear.contracted_axis].slots)
+        columns = slots[linear.weight][linear.contracted_axis].slots
+        units = coupling.unit_of(columns[alive[columns]])
         for g in np.unique(group_of[units[units >= 0]]):
-            columns = _columns(linear, units, coupling.groups[int(g)])
-            if columns is not None:
-                readers.setdefault(int(g), []).append(_Reader(linear, columns))
+            group = coupling.groups[int(g)]
+            mine = _columns(linear, units, group.units[~removed[group.units]])
+            if mine is not None:
+                readers.setdefault(int(g), []).append(_Reader(linear, mine))
     return readers
 
 
-def _columns(linear: Linear, units: Array, group: Group) -> NDArray[np.int64] | None:
+def _columns(linear: Linear, units: Array, wanted: Array) -> NDArray[np.int64] | None:
     """[units, groups, width], or None where units take unequal numbers of columns."""
     if linear.kind == "ConvTranspose":
         per_group = units.reshape(linear.groups, -1)
     else:
         per_group = np.tile(units, (linear.groups, 1))
     taps = np.arange(linear.taps)
-    width = int((per_group[0] == group.units[0]).sum())
-    result = np.empty((len(group), linear.groups, width * linear.taps), np.int64)
-    ordinal = np.full(max(int(units.max()), int(group.units.max())) + 2, -1)
-    ordinal[group.units] = np.arange(len(group))
+    width = int((per_group[0] == wanted[0]).sum())
+    result = np.empty((len(wanted), linear.groups, width * linear.taps), np.int64)
+    ordinal = np.full(max(int(units.max()), int(wanted.max())) + 2, -1)
+    ordinal[wanted] = np.arange(len(wanted))
     for g, row in enumerate(per_group):
         mine = ordinal[row]
         channels = np.flatnonzero(mine >= 0)
-        if width == 0 or len(channels) != width * len(group):
+        if width == 0 or len(channels) != width * len(wanted):
             return None
-        by_unit = channels[np.argsort(mine[channels], kind="stable")].reshape(len(group), width)
-        if not (np.sort(mine[channels]).reshape(len(group), width) == np.arange(len(group))[:, None]).all():
+        by_unit = channels[np.argsort(mine[channels], kind="stable")].reshape(len(wanted), width)
+        if not (np.sort(mine[channels]).reshape(len(wanted), width) == np.arange(len(wanted))[:, None]).all():
             return None
-        result[:, g] = (by_unit[:, :, None] * linear.taps + taps).reshape(len(group), -1)
+        result[:, g] = (by_unit[:, :, None] * linear.taps + taps).reshape(len(wanted), -1)
     return result
 
 
 def _judged(
-    folded: Model,
+    current: Model,
     group: Group,
     readers: Sequence[_Reader],
     known: Mapping[str, Moments],
@@ -153,24 +169,25 @@ def _judged(
     effect: _Effect,
 ) -> Evidence:
     consumers = [
-        Consumer(r.linear.matrix(folded), known[r.linear.weight].xx, r.columns) for r in readers
+        Consumer(r.linear.matrix(current), known[r.linear.weight].xx, r.columns) for r in readers
     ]
-    stops = sorted({max(1, round(share * len(group))) for share in STOPS})
-    found = sweep(consumers, len(group), order(group, consumers), stops)
+    size = len(readers[0].columns)
+    stops = sorted({max(1, round(share * size)) for share in STOPS})
+    found = sweep(consumers, size, order(group, consumers), stops)
     measured = []
     for count, weights in found.stops:
         changes = [
-            (r.linear, w, offset(known_outputs(folded, r.linear, known[r.linear.weight]), w))
+            (r.linear, w, offset(known_outputs(current, r.linear, known[r.linear.weight]), w))
             for r, w in zip(readers, weights, strict=True)
         ]
         measured.append((count, effect.of(changes)))
     return Evidence(found.order, _scaled(found, measured))
 
 
-def known_outputs(folded: Model, linear: Linear, moments: Moments) -> Moments:
+def known_outputs(current: Model, linear: Linear, moments: Moments) -> Moments:
     """The moments with the mean output that the operator's own weights give."""
-    matrix = linear.matrix(folded)
-    bias = linear.offset(folded, matrix.shape[0] * matrix.shape[1])
+    matrix = linear.matrix(current)
+    bias = linear.offset(current, matrix.shape[0] * matrix.shape[1])
     return replace(moments, mean_t=np.einsum("gmd,gd->gm", matrix, moments.mean_x) + bias)
 
 
@@ -191,11 +208,14 @@ def _scaled(found: Sweep, measured: Sequence[tuple[int, float]]) -> Matrix:
 class _Effect:
     """Distortion of the model's outputs when some operators get other weights."""
 
-    def __init__(self, model: Model, feeds: Sequence[Feeds], groups: int) -> None:
+    def __init__(
+        self, original: Model, model: Model, feeds: Sequence[Feeds], groups: int
+    ) -> None:
         self.model = model
         self.feeds = self._few(feeds, max(FEWEST, EVALUATIONS // max(1, groups * len(STOPS))))
-        runner = session(model)
+        runner = session(original)
         self.reference = [run_session(runner, feed) for feed in self.feeds]
+        self.already = self._distortion(model)
 
     @staticmethod
     def _few(feeds: Sequence[Feeds], samples: int) -> list[Feeds]:
@@ -206,7 +226,10 @@ class _Effect:
         return chosen
 
     def of(self, changes: Sequence[tuple[Linear, Matrix, Matrix]]) -> float:
-        runner = session(rewritten(self.model, changes))
+        return max(0.0, self._distortion(rewritten(self.model, changes)) - self.already)
+
+    def _distortion(self, model: Model) -> float:
+        runner = session(model)
         values = [
             distortion(reference, run_session(runner, feed))
             for reference, feed in zip(self.reference, self.feeds, strict=True)

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from graphprune.errors import ModelError
 from graphprune.gradient.rules import Step, StopError, one_hot, rule
 from graphprune.model import Array, Model, set_initializer
 from graphprune.runtime import run_session, session
@@ -172,33 +173,32 @@ def _scale(node: Step, axis: int, size: int, wanted: int) -> float:
 
 def _interpolation(node: Step, size: int, wanted: int, scale: float) -> Array:
     """[wanted, size]: run the node over the rows of an identity."""
+    if node.node.op_type == "Upsample" and node.attribute("scales") is not None:
+        raise StopError("Upsample of opset 7")
     lone = onnx.NodeProto()
     lone.CopyFrom(node.node)
-    lone.output[:] = ["y"]
-    kept = [
-        a
-        for a in node.node.attribute
-        if a.name not in ("axes", "scales", "keep_aspect_ratio_policy")
-    ]
     del lone.attribute[:]
-    lone.attribute.extend(kept)
-    stretched = np.array([1, 1, 1, scale], np.float32)
-    constants = {"x": np.eye(size, dtype=np.float32)[None, None], "s": stretched}
-    lone.input[:] = (
-        ["x", "", "s"] if lone.op_type == "Resize" and node.tape.opset >= 11 else ["x", "s"]
-    )
-    if lone.op_type == "Upsample" and node.attribute("scales") is not None:
-        raise StopError("Upsample of opset 7")
-    graph = helper.make_graph(
-        [lone], "interpolation", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
-    )
-    proto = helper.make_model(
-        graph,
+    left_out = ("axes", "scales", "keep_aspect_ratio_policy")
+    lone.attribute.extend(a for a in node.node.attribute if a.name not in left_out)
+    constants = {
+        "x": np.eye(size, dtype=np.float32)[None, None],
+        "roi": np.zeros(0, np.float32),  # not optional before opset 13
+        "scales": np.array([1, 1, 1, scale], np.float32),
+    }
+    with_roi = lone.op_type == "Resize" and node.tape.opset >= 11
+    lone.input[:] = list(constants) if with_roi else ["x", "scales"]
+    lone.output[:] = ["y"]
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    skeleton = helper.make_model(
+        helper.make_graph([lone], "interpolation", [], [result]),
         opset_imports=node.model.skeleton.opset_import,
         ir_version=node.model.skeleton.ir_version,
     )
-    tensors = {name: set_initializer(name, value) for name, value in constants.items()}
-    matrix = run_session(session(Model(proto, tensors), threads=1), {})[0][0, 0].T
+    tensors = {name: set_initializer(name, constants[name]) for name in lone.input}
+    try:
+        matrix = run_session(session(Model(skeleton, tensors), threads=1), {})[0][0, 0].T
+    except ModelError as error:
+        raise StopError(f"resized along one axis alone: {error.what}") from error
     if len(matrix) != wanted:
         raise StopError("sizes do not follow the scale")
     return np.asarray(matrix)

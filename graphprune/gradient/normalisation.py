@@ -88,3 +88,17 @@ def softmax(node: Step) -> None:
 @rule("LogSoftmax")
 def log_softmax(node: Step) -> None:
     node.give(0, node.g - node.y.op("Exp") * node.g.sum(_softmax_axes(node)))
+
+
+@rule("LRN")
+def local_response_normalization(node: Step) -> None:
+    """y = x·s^(−β) with s = k + α/n · (sum of x² over n neighbouring channels):
+    g·s^(−β) − 2·αβ/n · x·(sum over the neighbours of g·x·s^(−β−1))."""
+    x, g, size = node.x(), node.g, node.attribute("size")
+    alpha, beta = node.attribute("alpha", 1e-4) / size, node.attribute("beta", 0.75)
+    channels = np.arange(x.shape[1])
+    apart = channels[None, :] - channels[:, None]
+    near = ((apart >= -((size - 1) // 2)) & (apart <= size // 2)).astype(np.float32)
+    s = (x * x).along(1, near) * alpha + node.attribute("bias", 1.0)
+    shared = (g * x * s ** (-beta - 1)).along(1, near.T)
+    node.give(0, g * s**-beta - x * shared * (2 * alpha * beta))

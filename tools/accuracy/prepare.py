@@ -2,7 +2,7 @@
 
     python -m tools.accuracy.prepare WORK [--shared ../shared] [--fashion FOLDER] [--only cifar,…]
 
-Run from the repository, in an environment with `REQUIREMENTS` (tools/benchmark_accuracy.py makes
+Run from the repository, in an environment with PyTorch (tools/benchmark_accuracy.py makes
 one). A part whose files all exist is left alone. Calibration and evaluation never share a sample:
 
 | part | calibration | evaluation |
@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..train_fashion import load as load_fashion
-from .export_models import export_efficientnet, export_minilm, minilm_folder
+from tools.accuracy.export_models import export_efficientnet, export_minilm, minilm_folder
+from tools.train_fashion import load as load_fashion
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 
@@ -89,7 +89,7 @@ def imagenet_input(path: Path) -> npt.NDArray[np.float32]:
 
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGB"), np.float32)
-    return ((pixels - 127) / 128).transpose(2, 0, 1)
+    return ((pixels - np.float32(127)) / np.float32(128)).transpose(2, 0, 1)
 
 
 def write_banking77(work: Path, sources: Sources) -> None:
