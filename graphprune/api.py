@@ -3,146 +3,55 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx
 
-from graphprune.analysis import Analysis, Scope, pinned_reasons
-from graphprune.budget import SLACK, Decision, allocate
-from graphprune.coupling import Mask
-from graphprune.criteria import score
-from graphprune.errors import (
-    AccuracyGateError,
-    LatencyGateError,
-    NothingPrunableError,
-    UsageError,
-)
+from graphprune.analysis import pinned_reasons
+from graphprune.budget import SLACK, Decision
+from graphprune.cache import Cache, beside
+from graphprune.cost import count_params
+from graphprune.criteria import Scoring
+from graphprune.errors import AccuracyGateError, LatencyGateError, UsageError
 from graphprune.model import Model
 from graphprune.options import Options
 from graphprune.output import check_data, check_outputs, write_result
-from graphprune.pipeline import Context, Pass, PassResult, Pipeline
-from graphprune.plan import Plan, make_plan, removed_units
-from graphprune.plugins import Registry, collect, installed
+from graphprune.pipeline import Change, Pass, PassResult, Pipeline
+from graphprune.plan import Plan, removed_units
+from graphprune.planning import FALLBACK, Judged, decide, judge, written
+from graphprune.prepared import Prepared, analyse, prepare, registry
+from graphprune.repair.damage import Repaired, silent
 from graphprune.result import Result, Summary
-from graphprune.runtime import random_inputs, run_session, session
+from graphprune.search import best_weights, smallest_within
 from graphprune.storage import load, source_bytes
+from graphprune.study import Progress, Study, repaired, study
 from graphprune.targets import choose
-from graphprune.validate import Verdict, measure, read_labelled, verify
-from graphprune.version import __version__
+from graphprune.validate import Verdict, measure, scorer_of, verify
+
+__all__ = ["analyse", "apply", "prepare", "prune", "registry"]
 
 MARGIN = 64  # bytes kept free when a file's size is the budget
-Stage = Callable[[str], AbstractContextManager[object]]
+Stage = Callable[[str], AbstractContextManager[Progress]]
+Done = TypeVar("Done")
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A loaded model, the normal form that is analysed, and what was installed around it."""
-
-    original: Model
-    analysis: Analysis
-    context: Context
-    registry: Registry
-    original_bytes: int
-
-
-class _Clock:
+class Clock:
     """Seconds per named stage; each stage also shows on the caller's progress display."""
 
     def __init__(self, stage: Stage | None) -> None:
-        self.stage = stage or (lambda name: nullcontext())
+        self.stage = stage or (lambda name: nullcontext(silent))
         self.seconds: dict[str, float] = {}
 
-    def __call__(self, name: str, work: Callable[[], Any]) -> Any:
+    def __call__(self, name: str, work: Callable[[Progress], Done]) -> Done:
         start = time.perf_counter()
-        with self.stage(name):
-            done = work()
+        with self.stage(name) as progress:
+            done = work(progress)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
         return done
-
-
-def registry() -> Registry:
-    """What all installed plug-ins offer."""
-    return collect(installed())
-
-
-def prepare(
-    model: str | Path | onnx.ModelProto, scope: Scope | None = None, offered: Registry | None = None
-) -> Prepared:
-    """Load a model, bring constants into one form, and analyse it."""
-    original = load(model)
-    return analyse(original, source_bytes(model, original), scope, offered)
-
-
-def analyse(
-    original: Model,
-    original_bytes: int,
-    scope: Scope | None = None,
-    offered: Registry | None = None,
-) -> Prepared:
-    """As ``prepare``, from a loaded model."""
-    offered = offered or registry()
-    for name, shape in ((scope.input_shapes if scope else None) or {}).items():
-        if min(shape, default=1) < 1:
-            raise UsageError(f"--input-shape {list(shape)} has a size below 1", name)
-    context = Context(rules=offered.rules, scope=scope or Scope())
-    normal = Pipeline(offered.prepare).run(original, context).model
-    return Prepared(original, context.analysis(normal), context, offered, original_bytes)
-
-
-def plan(prepared: Prepared, options: Options, margin_bytes: float = 0.0) -> tuple[Plan, Decision]:
-    """Score the units and choose which leave.
-
-    The file may weigh ``margin_bytes`` less than asked for: what the cut itself adds to it.
-    """
-    budgets = options.budgets()
-    analysis = prepared.analysis
-    criterion = prepared.registry.criterion(options.criterion)
-    target = choose(
-        prepared.registry.targets, options.hardware, options.round_to, options.min_channels
-    )
-    scores = score(analysis.model, analysis.coupling, criterion, options.scoring)
-    limits = dict(budgets)
-    if limits.get("bytes", 1.0) < 1:  # the share is of the user's file, not of the normal form
-        modelled = analysis.cost.of(analysis.nothing_removed).bytes
-        allowed = limits["bytes"] * prepared.original_bytes - margin_bytes
-        limits["bytes"] = min(1.0, allowed / modelled)
-    try:
-        decision = allocate(analysis, scores, target, limits, options.spread, options.allow_miss)
-    except NothingPrunableError as error:
-        raise _explained(error, prepared) from error
-    written = {
-        "budgets": budgets,
-        "criterion": options.criterion,
-        "reduce": options.scoring.reduce,
-        "aggregate": options.scoring.aggregate,
-        "normalise": options.scoring.normalise or criterion.normalise,
-        "seed": options.scoring.seed,
-        "spread": options.spread,
-        "target": target.name,
-        "multiple": dict(decision.grid.multiple),
-        "min_channels": decision.grid.minimum,
-        "protect": list(options.protect),
-        "only": list(options.only),
-        "input_shapes": {k: list(v) for k, v in (options.input_shapes or {}).items()},
-        "graphprune": __version__,
-    }
-    asked = ", ".join(f"{kind} <= {share:g}" for kind, share in budgets.items())
-    reason = f"lowest {options.criterion} scores until {asked}"
-    return make_plan(analysis, decision.removed, scores, written, reason), decision
-
-
-def _explained(error: NothingPrunableError, prepared: Prepared) -> NothingPrunableError:
-    """Where everything is pinned: a model that cannot run at all is the better answer."""
-    analysis = prepared.analysis
-    runner = session(prepared.original, optimise=False)
-    run_session(runner, random_inputs(prepared.original, analysis.shapes))
-    reasons = [f"{pin.reason} ({pin.macs:.0%})" for pin in pinned_reasons(analysis)[:3]]
-    unknown = _unknown_notes(analysis)[:3]
-    return NothingPrunableError(error.what, "; ".join([*unknown, *reasons]), error.hint)
 
 
 def prune(
@@ -163,38 +72,107 @@ def prune(
     >>> print(result)                                                # doctest: +SKIP
     """
     chosen = Options.of(flops=flops, **options)
-    chosen.budgets()
+    chosen.check()
     check_outputs(model, output, plan_out)
-    clock = _Clock(stage)
-    original = clock("load", lambda: load(model))
+    clock = Clock(stage)
+    studied = _studied(model, output, chosen, clock)
+    judged = clock("score", lambda progress: judge(studied, chosen, progress))
+    share = chosen.max_drop and clock(
+        "search", lambda progress: smallest_within(studied, judged, chosen, progress)
+    )
+    weights = None
+    if chosen.search:
+        weights = clock(
+            "search", lambda progress: best_weights(studied, judged, chosen, share, progress)
+        )
+    made = _made(studied, judged, chosen, clock, share, weights)
+    result = _judge(studied, made, chosen, clock)
+    clock("save", lambda _: write_result(result, made.model, output, plan_out))
+    return replace(result, seconds=dict(clock.seconds))
+
+
+def _studied(
+    model: str | Path | onnx.ModelProto, output: str | Path | None, options: Options, clock: Clock
+) -> Study:
+    original = clock("load", lambda _: load(model))
     check_data(original, output)
     size = source_bytes(model, original)
-    prepared = clock("analyse", lambda: analyse(original, size, chosen.scope))
-    made, decision = clock("plan", lambda: plan(prepared, chosen))
-    done: PassResult = clock("cut", lambda: _cut(prepared, made))
-    if chosen.size is not None:
-        made, decision, done = _to_the_byte(prepared, chosen, made, decision, done, clock)
-    result = _judge(prepared, made, done, decision.removed, chosen, clock, decision.notes)
-    return write_result(result, done.model, output, plan_out, clock)
+    cache = Cache(beside(model) if options.cache else None)
+    prepared = clock("analyse", lambda _: analyse(original, size, options.scope, cache=cache))
+    return clock("calibrate", lambda progress: study(prepared, options, progress))
 
 
-def _to_the_byte(
-    prepared: Prepared,
+@dataclass(frozen=True)
+class _Made:
+    """A plan carried out: the model cut, proved, and repaired."""
+
+    plan: Plan
+    decision: Decision
+    model: Model
+    changes: tuple[Change, ...]
+    repairs: tuple[Repaired, ...]
+    error: float | None
+
+
+def _made(
+    studied: Study,
+    judged: Judged,
     options: Options,
-    made: Plan,
-    decision: Decision,
-    done: PassResult,
-    clock: _Clock,
-) -> tuple[Plan, Decision, PassResult]:
-    """Plan again with what the cut adds to the file, or takes from it, known from a first cut."""
-    assert options.size is not None
-    share = done.model.stored_bytes / prepared.original_bytes
-    if options.size == 1 or options.size - SLACK <= share <= options.size:
-        return made, decision, done
-    predicted = prepared.analysis.cost.of(decision.removed).bytes
-    margin = done.model.stored_bytes - predicted + MARGIN
-    made, decision = clock("plan", lambda: plan(prepared, options, margin))
-    return made, decision, clock("cut", lambda: _cut(prepared, made))
+    clock: Clock,
+    share: float | None,
+    weights: Mapping[int, float] | None,
+) -> _Made:
+    """Decide, cut, prove and repair; once more where the file or the parameters of the result are
+    not what the cost model counted and the budget is on them."""
+    margins: dict[str, float] = {}
+    while True:
+        decision = clock(
+            "plan",
+            lambda _: decide(studied.prepared, judged, options, margins, share, weights),
+        )
+        plan = clock("plan", lambda _: written(studied, judged, decision, options, share))
+        made = _carried_out(studied, plan, decision, options, clock)
+        missed = _missed(studied, made, options) if share is None and not margins else {}
+        if not missed:
+            return made
+        margins = missed
+
+
+def _missed(studied: Study, made: _Made, options: Options) -> dict[str, float]:
+    """What the result has beyond the cost model's count, where it misses a budget by that."""
+    asked = options.budgets()
+    predicted = studied.prepared.analysis.cost.of(made.decision.removed)
+    before = studied.prepared.analysis.cost.of(studied.prepared.analysis.nothing_removed)
+    own = {"bytes": made.model.stored_bytes, "params": count_params(made.model)}
+    whole = {"bytes": studied.prepared.original_bytes, "params": before.params}
+    for kind in own.keys() & asked.keys():
+        share = own[kind] / max(whole[kind], 1)
+        if asked[kind] < 1 and not asked[kind] - SLACK <= share <= asked[kind]:
+            return {kind: own[kind] - predicted.of(kind) + MARGIN for kind in own}
+    return {}
+
+
+def _carried_out(
+    studied: Study, plan: Plan, decision: Decision, options: Options, clock: Clock
+) -> _Made:
+    prepared = studied.prepared
+    done: PassResult = clock("cut", lambda _: _cut(prepared, plan))
+    error = None
+    if options.verify:  # law 3 holds for the cut itself, so before any weight is repaired
+        seed = options.scoring.seed
+        error = clock(
+            "verify", lambda _: verify(prepared.analysis, done.model, decision.removed, seed)
+        )
+    model = done.model
+    repairs: tuple[Repaired, ...] = ()
+    name = plan.options.get("repair", "none")
+    if name != "none":
+        repair = prepared.registry.repair(name)
+        model, repairs = clock(
+            "repair",
+            lambda progress: repaired(studied, repair, done.model, decision.removed, progress),
+        )
+    return _Made(plan, decision, model, done.changes, repairs, error)
 
 
 def apply(
@@ -205,24 +183,42 @@ def apply(
     stage: Stage | None = None,
     options: Options | None = None,
 ) -> Result:
-    """Cut ``model`` as a plan says; a plan for another model is refused."""
+    """Cut ``model`` as a plan says and repair it as the plan does; a plan for another model, or one
+    repaired on other calibration inputs, is refused."""
     check_outputs(model, output, None)
-    clock = _Clock(stage)
-    shapes = {k: tuple(v) for k, v in made.options.get("input_shapes", {}).items()}
+    clock = Clock(stage)
+    given = made.options
+    shapes = {k: tuple(v) for k, v in given.get("input_shapes", {}).items()}
+    inputs = given.get("calibration") or {}
     chosen = replace(
         options or Options(),
-        protect=tuple(made.options.get("protect", ())),
-        only=tuple(made.options.get("only", ())),
+        criterion=str(given.get("criterion", FALLBACK)) if inputs else FALLBACK,
+        repair=str(given.get("repair", "none")),
+        samples=inputs.get("samples"),
+        preprocess=inputs.get("preprocess"),
+        scoring=Scoring(seed=int(given.get("seed", 0))),
+        protect=tuple(given.get("protect", ())),
+        only=tuple(given.get("only", ())),
         input_shapes=shapes,
     )
-    original = clock("load", lambda: load(model))
-    check_data(original, output)
-    size = source_bytes(model, original)
-    prepared = clock("analyse", lambda: analyse(original, size, chosen.scope))
-    removed = removed_units(made, prepared.analysis)
-    done: PassResult = clock("cut", lambda: _cut(prepared, made))
-    result = _judge(prepared, made, done, removed, chosen, clock, ())
-    return write_result(result, done.model, output, None, clock)
+    if inputs and not inputs["synthesised"] and chosen.calib is None:
+        raise UsageError(
+            f"the plan was repaired on {inputs['source']}",
+            hint="Give the same inputs with --calib.",
+        )
+    studied = _studied(model, output, chosen, clock)
+    removed = removed_units(made, studied.prepared.analysis)
+    if inputs and studied.inputs is not None and studied.inputs.key != inputs["key"]:
+        raise UsageError(
+            "the calibration inputs are not those of the plan",
+            f"{studied.inputs.source}; the plan's were {inputs['source']}",
+            "Give the same --calib, or make a new plan.",
+        )
+    target = choose(studied.prepared.registry.targets, "generic")
+    done = _carried_out(studied, made, Decision(removed, target), chosen, clock)
+    result = _judge(studied, done, chosen, clock)
+    clock("save", lambda _: write_result(result, done.model, output, None))
+    return replace(result, seconds=dict(clock.seconds))
 
 
 def _cut(prepared: Prepared, made: Plan) -> PassResult:
@@ -231,45 +227,37 @@ def _cut(prepared: Prepared, made: Plan) -> PassResult:
     return Pipeline(steps).run(prepared.analysis.model, prepared.context)
 
 
-def _judge(
-    prepared: Prepared,
-    made: Plan,
-    done: PassResult,
-    removed: Mask,
-    options: Options,
-    clock: _Clock,
-    notes: Sequence[str],
-) -> Result:
-    """Verify, measure, hold against the gates, and sum up."""
+def _judge(studied: Study, made: _Made, options: Options, clock: Clock) -> Result:
+    """Measure, hold against the gates, and sum up."""
+    prepared = studied.prepared
     analysis = prepared.analysis
-    error = None
-    if options.verify:
-        seed = options.scoring.seed
-        error = clock("verify", lambda: verify(analysis, done.model, removed, seed))
     verdict = Verdict()
     if options.measure or options.eval_data is not None:
-        verdict = clock("measure", lambda: _measure(prepared, done.model, options))
-    verdict = replace(verdict, relative_error=error, passed=None if error is None else True)
+        verdict = clock("measure", lambda _: _measure(prepared, made.model, options))
+    passed = None if made.error is None else True
+    verdict = replace(verdict, relative_error=made.error, passed=passed)
     _gates(verdict, options)
-    before, after = _summaries(prepared, done.model, removed, verdict)
+    before, after = _summaries(prepared, made, verdict)
     return Result(
-        done.model.assemble(),
-        made,
-        done.changes,
+        made.model.assemble(),
+        made.plan,
+        made.changes,
         verdict,
         before,
         after,
         tuple(pinned_reasons(analysis)),
         analysis.cost.in_reach("macs"),
-        (*analysis.shapes.notes, *_unknown_notes(analysis), *notes),
+        (*analysis.shapes.notes, *prepared.unknown_notes, *made.decision.notes),
         clock.seconds,
+        None if studied.inputs is None else studied.inputs.source,
+        made.repairs,
     )
 
 
 def _measure(prepared: Prepared, result: Model, options: Options) -> Verdict:
-    labelled = None
+    scorer = None
     if options.eval_data is not None:
-        labelled = read_labelled(options.eval_data, prepared.original)
+        scorer = scorer_of(options.eval_data, prepared.original)
     return measure(
         prepared.original,
         result,
@@ -278,7 +266,7 @@ def _measure(prepared: Prepared, result: Model, options: Options) -> Verdict:
         threads=options.threads,
         provider=options.provider,
         rounds=options.rounds if options.measure else 0,
-        labelled=labelled,
+        scorer=scorer,
     )
 
 
@@ -305,23 +293,18 @@ def _gates(verdict: Verdict, options: Options) -> None:
             )
 
 
-def _summaries(
-    prepared: Prepared, result: Model, removed: Mask, verdict: Verdict
-) -> tuple[Summary, Summary]:
+def _summaries(prepared: Prepared, made: _Made, verdict: Verdict) -> tuple[Summary, Summary]:
     cost = prepared.analysis.cost
-    costs = (cost.of(prepared.analysis.nothing_removed), cost.of(removed))
-    sizes = (prepared.original_bytes, result.stored_bytes)
+    before, after = cost.of(prepared.analysis.nothing_removed), cost.of(made.decision.removed)
     latency = verdict.latency or (None, None)
     accuracy = verdict.accuracy or (None, None)
-    first, second = (
-        Summary(c.macs, c.params, s, ms, acc)
-        for c, s, ms, acc in zip(costs, sizes, latency, accuracy, strict=True)
+    return (
+        Summary(before.macs, before.params, prepared.original_bytes, latency[0], accuracy[0]),
+        Summary(
+            after.macs,
+            count_params(made.model) if made.repairs else after.params,
+            made.model.stored_bytes,
+            latency[1],
+            accuracy[1],
+        ),
     )
-    return first, second
-
-
-def _unknown_notes(analysis: Analysis) -> list[str]:
-    return [
-        f"no rule for {name}: {len(nodes)} node(s) pinned, first {nodes[0]!r}"
-        for name, nodes in sorted(analysis.relations.unknown.items())
-    ]

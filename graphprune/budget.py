@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from graphprune.analysis import Analysis
 from graphprune.coupling import Group, Mask
-from graphprune.knapsack import solve
 from graphprune.errors import NothingPrunableError, TargetError
+from graphprune.knapsack import solve
 from graphprune.relations import Role
 from graphprune.targets import Target
 
@@ -51,7 +51,6 @@ def allocate(
     spread: str = "balanced",
     allow_miss: bool = False,
     curves: Mapping[int, Scores] | None = None,
-    gone: Mask | None = None,
 ) -> Decision:
     """Remove the least important steps until every budget holds, then give back what fits.
 
@@ -76,9 +75,7 @@ def allocate(
     grid = target
     while True:
         held = _units_that_hold_an_axis_open(analysis, scores, grid)
-        ladders = [
-            _ladder(analysis, group, scores, grid, held, gone) for group in coupling.groups
-        ]
+        ladders = [_ladder(analysis, group, scores, grid, held) for group in coupling.groups]
         last = np.array([len(ladder.counts) - 1 for ladder in ladders], dtype=np.int64)
         least = _mask(ladders, last, coupling.n_units)
         reach = analysis.cost.of(least)
@@ -170,12 +167,7 @@ def _grid_notes(budgets: Mapping[str, float], gap: float, target: Target) -> tup
 
 
 def _ladder(
-    analysis: Analysis,
-    group: Group,
-    scores: Scores,
-    target: Target,
-    held: Mask,
-    gone: Mask | None = None,
+    analysis: Analysis, group: Group, scores: Scores, target: Target, held: Mask
 ) -> _Ladder:
     importance = np.where(held[group.units], np.inf, scores[group.units])
     order = group.units[np.argsort(importance, kind="stable")]
@@ -183,8 +175,7 @@ def _ladder(
     size = len(group)
     least = max(1, math.ceil(target.minimum / width), int(held[group.units].sum()))
     counts = [k for k in range(size // step * step, 0, -step) if k >= least]
-    left = size if gone is None else size - int(gone[group.units].sum())
-    return _Ladder(order, sorted({left, *(k for k in counts if k < left)}, reverse=True))
+    return _Ladder(order, sorted({size, *counts}, reverse=True))
 
 
 def _step_of(analysis: Analysis, group: Group, target: Target) -> tuple[int, int]:
@@ -285,9 +276,7 @@ def _distortions(
     return found
 
 
-def _steps_by_damage(
-    distortions: list[Scores], levels: NDArray[np.int64]
-) -> list[tuple[int, int]]:
+def _steps_by_damage(distortions: list[Scores], levels: NDArray[np.int64]) -> list[tuple[int, int]]:
     """(group, level) of the steps taken, those last that did most damage."""
     keyed = [
         (float(curve[level] - curve[level - 1]), g, level)

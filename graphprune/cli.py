@@ -91,10 +91,25 @@ check_options = _options(
     click.option(
         "--eval",
         "eval_data",
-        type=click.Path(path_type=Path),
         metavar="FILE.npz",
-        help="Arrays named by graph input, and `labels`: top-1 before and after.",
+        help="Arrays named by graph input, and `labels`: top-1 before and after. Or the score of a "
+        "Python MODULE:FUNCTION that gets run(feeds) -> outputs.",
     ),
+    click.option(
+        "--calib",
+        metavar="FILE.npz|FOLDER|none",
+        help="Calibration inputs without labels: arrays named by graph input, or a folder of "
+        "pictures.  [default: none: made up from the model]",
+    ),
+    click.option(
+        "--memory",
+        default=4.0,
+        show_default=True,
+        type=click.FloatRange(0.05),
+        metavar="GB",
+        help="Of activations held at a time; more goes to disk.",
+    ),
+    click.option("--cache/--no-cache", default=True, help="Keep statistics beside the model."),
     click.option(
         "--max-accuracy-drop",
         type=click.FloatRange(0),
@@ -119,10 +134,42 @@ budget_options = _options(
         "--target-size", "size", type=SHARE, metavar="R", help="Share of the file's bytes."
     ),
     click.option(
+        "--max-drop",
+        type=click.FloatRange(0, min_open=True),
+        metavar="D",
+        help="Instead of a share: the smallest model that loses at most D of the --eval score, or "
+        "of the outputs (relative error) without it.",
+    ),
+    click.option(
         "--criterion",
-        default="l1",
+        help="obspa, wanda, flap, variance (on calibration inputs), l1, l2, fpgm, lamp, bn-scale, "
+        "dfpc, random (on weights), or a plug-in's.  [default: obspa; l1 with --fast]",
+    ),
+    click.option(
+        "--repair",
+        help="obs, bias (on calibration inputs), moments, udfc (on weights), none, or a plug-in's."
+        "  [default: obs; moments with --fast]",
+    ),
+    click.option("--fast", is_flag=True, help="Look at weights alone: seconds, less accurate."),
+    click.option(
+        "--samples",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Calibration inputs at most.  [default: 64 to 512, by the model's MACs]",
+    ),
+    click.option(
+        "--preprocess",
+        metavar="TEXT",
+        help='From pixels to inputs: "mean=0.485,0.456,0.406;std=...;scale=1/255;layout=nchw;'
+        'size=224".  [default: inferred from the model]',
+    ),
+    click.option(
+        "--search",
+        default=0,
         show_default=True,
-        help="random, l1, l2, fpgm, lamp, bn-scale, dfpc, or a plug-in's.",
+        type=click.IntRange(0),
+        metavar="N",
+        help="Also try N plans near the optimum on inputs held out; keep the best.",
     ),
     click.option(
         "--reduce",
@@ -143,9 +190,10 @@ budget_options = _options(
     ),
     click.option(
         "--spread",
-        default="balanced",
+        default="auto",
         show_default=True,
-        help="Rank steps by score (global), by share taken (uniform), or by both (balanced).",
+        help="Solve for the least distortion (solved), or rank steps by score (global), by share "
+        "taken (uniform), by both (balanced). auto: solved where inputs are looked at.",
     ),
     click.option(
         "--target-hardware",
@@ -195,7 +243,8 @@ def prune(model: Path, output: Path | None, plan_out: Path | None, **given: Any)
 
     \b
     graphprune model.onnx --target-flops 0.5
-    graphprune model.onnx --target-params 0.6 --eval labelled.npz --max-accuracy-drop 1
+    graphprune model.onnx --target-flops 0.5 --calib samples.npz
+    graphprune model.onnx --max-drop 0.01 --eval labelled.npz
     """
     from dataclasses import fields
 
@@ -361,9 +410,11 @@ def _scope(given: dict[str, Any]) -> Any:
 def _check_options(given: dict[str, Any]) -> Options:
     from graphprune.options import Options
 
-    names = ("verify", "measure", "eval_data", "max_accuracy_drop", "min_speedup")
+    names = ("verify", "measure", "eval_data", "max_accuracy_drop", "min_speedup", "memory")
+    calib = given["calib"]
     return Options(
-        **{name: given[name] for name in names},
+        **{name: given[name] for name in (*names, "cache")},
+        calib=None if calib in (None, "none") else Path(calib),
         threads=given["threads"],
         provider=given["provider"],
     )
@@ -378,7 +429,13 @@ def _prune_options(given: dict[str, Any]) -> Options:
         "flops",
         "params",
         "size",
+        "max_drop",
         "criterion",
+        "repair",
+        "fast",
+        "samples",
+        "preprocess",
+        "search",
         "spread",
         "hardware",
         "round_to",

@@ -90,6 +90,12 @@ class CostModel:
         return float(values[reach].sum() / max(values.sum() + self.fixed[kind], 1.0))
 
 
+def count_params(model: Model) -> float:
+    """Elements of all float initialisers, counted on the model itself."""
+    floats = (t for t in model.initializers.values() if t.data_type in FLOAT_TYPES)
+    return float(sum(int(np.prod(t.dims, dtype=np.int64)) for t in floats))
+
+
 def cost_model(model: Model, shapes: Shapes, coupling: Coupling) -> CostModel:
     """Collect every term once; evaluating it later reads no weights."""
     extents: list[SlotArray] = []

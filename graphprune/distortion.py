@@ -23,6 +23,17 @@ def distortion(expected: Sequence[Array], actual: Sequence[Array]) -> float:
     return float(np.mean(values)) if values else 0.0
 
 
+def relative_error(expected: Sequence[Array], actual: Sequence[Array]) -> float:
+    """||a - b|| / ||a|| over all float outputs together."""
+    pairs = [
+        (a.astype(np.float64), b.astype(np.float64))
+        for a, b in zip(expected, actual, strict=True)
+        if a.dtype.kind == "f"
+    ]
+    size = sum(float(np.square(a).sum()) for a, _ in pairs)
+    return float(np.sqrt(sum(np.square(a - b).sum() for a, b in pairs) / max(size, TINY)))
+
+
 def _of(expected: Array, actual: Array) -> float:
     if expected.ndim == 2 and expected.shape[1] > 1:
         p, q = _log_probabilities(expected), _log_probabilities(actual)

@@ -87,9 +87,7 @@ def _chosen(
     sizes = [len(curve) for curve in distortions]
     objective = np.concatenate(list(distortions))
     group = np.repeat(np.arange(len(sizes)), sizes)
-    one_each: csr_array = coo_array(
-        (np.ones(len(group)), (group, np.arange(len(group))))
-    ).tocsr()
+    one_each: csr_array = coo_array((np.ones(len(group)), (group, np.arange(len(group))))).tocsr()
     constraints = [LinearConstraint(one_each, 1, 1)]
     for kind, rows in tables.items():
         row = np.concatenate(list(rows))
@@ -99,7 +97,7 @@ def _chosen(
     answer = milp(
         objective / spread,
         constraints=constraints,
-        integrality=np.ones(len(objective)),
+        integrality=np.ones(len(objective), np.int64),
         bounds=Bounds(0, 1),
         options={"mip_rel_gap": GAP, "time_limit": 60.0},
     )

@@ -276,9 +276,7 @@ def _pads(linear: Linear, size: Sequence[int], out: Sequence[int]) -> Sequence[i
 # --- writing back ---
 
 
-def rewritten(
-    model: Model, changed: Sequence[tuple[Linear, Matrix, Matrix]]
-) -> Model:
+def rewritten(model: Model, changed: Sequence[tuple[Linear, Matrix, Matrix]]) -> Model:
     """The model with other weights and biases ([groups, out, in] and [groups, out]) in some nodes.
 
     An operator without a bias gains one. Arithmetic is in float64; what is stored keeps its type.

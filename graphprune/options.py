@@ -10,7 +10,10 @@ from typing import Any
 from graphprune.analysis import Scope
 from graphprune.criteria import Scoring
 from graphprune.errors import UsageError
+from graphprune.plugins import Registry
 from graphprune.shapes import Shape
+
+SPREADS = ("auto", "solved", "balanced", "global", "uniform")
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,18 @@ class Options:
     flops: float | None = None
     params: float | None = None
     size: float | None = None
-    criterion: str = "l1"
+    max_drop: float | None = None
+    criterion: str | None = None  # obspa; l1 where fast
+    repair: str | None = None  # obs; moments where fast
+    fast: bool = False
+    calib: Path | None = None  # None: synthesised inputs
+    samples: int | None = None
+    preprocess: str | None = None
+    memory: float = 4.0  # GB of activations
+    search: int = 0
+    cache: bool = True
     scoring: Scoring = field(default_factory=Scoring)
-    spread: str = "balanced"
+    spread: str = "auto"
     hardware: str = "auto"
     round_to: int | None = None
     min_channels: int | None = None
@@ -38,7 +50,7 @@ class Options:
     rounds: int = 21
     threads: int = 1
     provider: str = "cpu"
-    eval_data: Path | None = None
+    eval_data: str | Path | None = None
     max_accuracy_drop: float | None = None
     min_speedup: float | None = None
 
@@ -53,6 +65,19 @@ class Options:
                 )
         return Options(**given)
 
+    def check(self) -> None:
+        """Refuse combinations that contradict each other."""
+        self.budgets()
+        if self.max_drop is not None and self.flops is not None:
+            raise UsageError(
+                "--max-drop finds the smallest model itself", hint="Leave out --target-flops."
+            )
+        if self.fast and (self.calib is not None or self.search or self.spread == "solved"):
+            raise UsageError(
+                "--fast looks at weights alone",
+                hint="Leave out --calib, --search, --spread solved.",
+            )
+
     def budgets(self) -> dict[str, float]:
         """Kind of cost → share that may remain."""
         asked = {"macs": self.flops, "params": self.params, "bytes": self.size}
@@ -62,16 +87,28 @@ class Options:
                 raise UsageError(
                     f"the {kind} budget is {share!r}", hint="A budget is a share in (0, 1]."
                 )
-        if not budgets:
+        if not budgets and self.max_drop is None:
             raise UsageError(
                 "no budget is given",
                 hint="Say how much may remain, for example --target-flops 0.5.",
             )
-        if self.spread not in ("global", "uniform", "balanced"):
-            raise UsageError(
-                f"--spread {self.spread!r} is unknown", hint="global, uniform or balanced"
-            )
+        if self.spread not in SPREADS:
+            raise UsageError(f"--spread {self.spread!r} is unknown", hint=", ".join(SPREADS))
         return budgets
+
+    @property
+    def criterion_name(self) -> str:
+        return self.criterion or ("l1" if self.fast else "obspa")
+
+    @property
+    def repair_name(self) -> str:
+        return self.repair or ("moments" if self.fast else "obs")
+
+    def needs_inputs(self, registry: Registry) -> bool:
+        """Whether the model must be seen at work: for the criterion, or for the repair."""
+        criterion = registry.criterion(self.criterion_name)
+        name = self.repair_name
+        return criterion.needs_inputs or (name != "none" and registry.repair(name).needs_inputs)
 
     @property
     def scope(self) -> Scope:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import onnx
 
@@ -13,8 +12,6 @@ from graphprune.errors import UsageError
 from graphprune.model import Model
 from graphprune.result import Result
 from graphprune.storage import save
-
-Clock = Callable[[str, Callable[[], Any]], Any]
 
 
 def check_outputs(
@@ -54,18 +51,16 @@ def write_result(
     done: Model,
     output: str | Path | None,
     plan_out: str | Path | None,
-    clock: Clock,
-) -> Result:
+) -> None:
     """Write plan and model, both or neither."""
     if plan_out is not None and output is not None:
         with written_beside(Path(plan_out), result.plan.to_json()):
-            clock("save", lambda: save(done, output))
+            save(done, output)
     elif plan_out is not None:
         with written_beside(Path(plan_out), result.plan.to_json()):
             pass
     elif output is not None:
-        clock("save", lambda: save(done, output))
-    return result
+        save(done, output)
 
 
 @contextmanager

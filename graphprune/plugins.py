@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from graphprune.criteria import Criterion
 from graphprune.errors import UsageError
 from graphprune.pipeline import Pass
+from graphprune.repair.damage import Repair
 from graphprune.rules import BUILTIN, Rule
 from graphprune.targets import Target
 from graphprune.targets import builtin as builtin_targets
@@ -21,12 +22,13 @@ GROUP = "graphprune.plugins"
 
 @dataclass(frozen=True)
 class Plugin:
-    """Rules by (domain, operator), criteria, pass classes, passes that run before every analysis,
-    and hardware targets."""
+    """Rules by (domain, operator), criteria, repairs, pass classes, passes that run before every
+    analysis, and hardware targets."""
 
     name: str
     rules: Mapping[tuple[str, str], Rule] = field(default_factory=dict)
     criteria: Sequence[Criterion] = ()
+    repairs: Sequence[Repair] = ()
     passes: Sequence[Callable[..., Pass]] = ()
     prepare: Sequence[Pass] = ()
     targets: Sequence[Target] = ()
@@ -38,6 +40,7 @@ class Registry:
 
     rules: Mapping[tuple[str, str], Rule]
     criteria: Mapping[str, Criterion]
+    repairs: Mapping[str, Repair]
     passes: Mapping[str, Callable[..., Pass]]
     prepare: tuple[Pass, ...]
     targets: Mapping[str, Target]
@@ -48,6 +51,13 @@ class Registry:
                 f"there is no criterion {name!r}", hint=f"One of: {', '.join(self.criteria)}."
             )
         return self.criteria[name]
+
+    def repair(self, name: str) -> Repair:
+        if name not in self.repairs:
+            raise UsageError(
+                f"there is no repair {name!r}", hint=f"One of: none, {', '.join(self.repairs)}."
+            )
+        return self.repairs[name]
 
 
 def installed() -> tuple[Plugin, ...]:
@@ -61,6 +71,7 @@ def collect(plugins: Sequence[Plugin]) -> Registry:
     rules: dict[tuple[str, str], Rule] = dict(BUILTIN)
     owner: dict[object, str] = dict.fromkeys(BUILTIN, "graphprune")
     criteria: dict[str, Criterion] = {}
+    repairs: dict[str, Repair] = {}
     passes: dict[str, Callable[..., Pass]] = {}
     targets = dict(builtin_targets())
     owner.update({("target", name): "graphprune" for name in targets})
@@ -71,6 +82,9 @@ def collect(plugins: Sequence[Plugin]) -> Registry:
         for criterion in plugin.criteria:
             _claim(owner, ("criterion", criterion.name), plugin.name)
             criteria[criterion.name] = criterion
+        for repair in plugin.repairs:
+            _claim(owner, ("repair", repair.name), plugin.name)
+            repairs[repair.name] = repair
         for target in plugin.targets:
             _claim(owner, ("target", target.name), plugin.name)
             targets[target.name] = target
@@ -78,7 +92,7 @@ def collect(plugins: Sequence[Plugin]) -> Registry:
             _claim(owner, ("pass", _pass_name(make)), plugin.name)
             passes[_pass_name(make)] = make
     prepare = tuple(step for plugin in plugins for step in plugin.prepare)
-    return Registry(rules, criteria, passes, prepare, targets)
+    return Registry(rules, criteria, repairs, passes, prepare, targets)
 
 
 def _pass_name(make: Callable[..., Pass]) -> str:

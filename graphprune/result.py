@@ -10,6 +10,7 @@ import onnx
 from graphprune.analysis import PinnedReason
 from graphprune.pipeline import Change
 from graphprune.plan import Plan
+from graphprune.repair.damage import Repaired
 from graphprune.validate import Verdict
 
 
@@ -38,6 +39,8 @@ class Result:
     prunable: float  # share of the MACs in groups
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
+    calibration: str | None = None  # what the calibration inputs were
+    repairs: tuple[Repaired, ...] = ()
 
     def __str__(self) -> str:
         from graphprune.report.terminal import as_text

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ TOLERANCE = 1e-4  # relative, float32; measured noise of real models is around 1
 LOW_PRECISION_TOLERANCE = 2e-2  # float16 and bfloat16 models
 LARGER = 32  # a second size for symbolic axes, where the first was small
 DAMAGED = (zipfile.BadZipFile, zlib.error)
+Scorer = Callable[[Model, int, str], float]  # model, threads, provider → more is better
 CHUNK = 64  # labelled samples per run where the batch is free
 
 
@@ -108,9 +111,9 @@ def measure(
     threads: int = 1,
     provider: str = "cpu",
     rounds: int = 21,
-    labelled: Mapping[str, Array] | None = None,
+    scorer: Scorer | None = None,
 ) -> Verdict:
-    """Output difference on random inputs, interleaved latency, and accuracy on labelled data."""
+    """Output difference on random inputs, interleaved latency, and ``scorer``'s accuracy."""
     runners = (session(original, threads, provider), session(result, threads, provider))
     feeds = random_inputs(original, shapes, seed)
     difference = compare_outputs(runners[0], runners[1], feeds)
@@ -120,8 +123,8 @@ def measure(
         before, after = timing.median
         latency, ratio = (float(before), float(after)), timing.ratio(1)
     scores = None
-    if labelled is not None:
-        scores = tuple(accuracy(original, runner, labelled) for runner in runners)
+    if scorer is not None:
+        scores = tuple(scorer(model, threads, provider) for model in (original, result))
     return Verdict(
         output_difference=difference,
         latency=latency,
@@ -163,6 +166,45 @@ def _as_input(array: Array, value: onnx.ValueInfoProto, path: Path) -> Array:
     if not fits:
         raise UsageError(f"shape {list(array.shape)} does not fit the declared {dims}", where)
     return array.astype(input_dtype(value))
+
+
+def scorer_of(given: str | Path, original: Model) -> Scorer:
+    """How a model is scored: top-1 on an .npz of labelled arrays, or ``module:function``, a Python
+    function that gets ``run(feeds) -> outputs`` and returns a number where more is better.
+
+    Raises ``UsageError`` where neither can be read.
+    """
+    module, colon, name = str(given).partition(":")
+    if colon and name.isidentifier() and not Path(given).exists():
+        score = _imported(module, name)
+        return lambda model, threads, provider: _called(
+            score, str(given), session(model, threads, provider)
+        )
+    labelled = read_labelled(Path(given), original)
+    return lambda model, threads, provider: accuracy(
+        original, session(model, threads, provider), labelled
+    )
+
+
+def _imported(module: str, name: str) -> Callable[..., object]:
+    """The user's function; modules beside the working directory are found too."""
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise UsageError(f"cannot import the score: {error}", f"--eval {module}:{name}") from error
+    finally:
+        sys.path.pop(0)
+    if not callable(found):
+        raise UsageError("the score is no function", f"--eval {module}:{name}")
+    return found  # type: ignore[no-any-return]
+
+
+def _called(score: Callable[..., object], given: str, runner: Any) -> float:
+    value = score(lambda feeds: run_session(runner, feeds))
+    if not isinstance(value, int | float | np.number):
+        raise UsageError(f"the score is no number but {value!r}", f"--eval {given}")
+    return float(value)
 
 
 def read_labelled(path: Path, model: Model) -> dict[str, Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,19 +21,22 @@ class Voice:
         self.as_json: bool = given["as_json"]
         self.quiet: bool = given["quiet"]
 
-    def stage(self, name: str) -> AbstractContextManager[object]:
-        """A spinner on a terminal, nothing elsewhere."""
+    def stage(self, name: str) -> AbstractContextManager[Callable[[float], None]]:
+        """A progress bar on a terminal, nothing elsewhere; what it gives takes the share done."""
         if self.quiet or not sys.stderr.isatty():
-            return nullcontext()
-        return self._spin(name)
+            return nullcontext(lambda share: None)
+        return self._bar(name)
 
     @staticmethod
     @contextmanager
-    def _spin(name: str) -> Iterator[None]:
+    def _bar(name: str) -> Iterator[Callable[[float], None]]:
         from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        with Console(stderr=True).status(name):
-            yield
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(name, total=None)  # without a share yet, it pulses
+            yield lambda share: progress.update(task, total=1.0, completed=share)
 
     def content(self, text: Any, document: dict[str, Any]) -> None:
         from rich.console import Console

@@ -169,11 +169,19 @@ def measure(bench: Bench, job: Job, known: list[Result]) -> Result:
         blank,
         seconds=ran.get("wall"),
         stages=ran.get("seconds_by_stage", {}),
-        way=ran.get("way", ""),
+        way=way(ran),
     )
     if "error" in ran:
         return replace(named, error=ran["error"])
     return evaluated(bench, job.case, named, target, macs)
+
+
+def way(ran: dict[str, Any]) -> str:
+    """How a peer got there, if not at the first try: what worked, after what failed and why."""
+    if not ran.get("failed") or "way" not in ran:
+        return ""
+    failed = "; ".join(f"{name}: {why}" for name, why in ran["failed"].items())
+    return f"{ran['way']}, after failing {failed}"
 
 
 def evaluated(bench: Bench, case: Case, blank: Result, model: Path, dense: int | None) -> Result:
@@ -195,8 +203,7 @@ def run_own(bench: Bench, job: Job, tool: Method, source: Path, target: Path) ->
 def run_peer(bench: Bench, job: Job, tool: Peer, source: Path, target: Path) -> dict[str, Any]:
     if not source.exists():
         return {"error": "onnxsim cannot give the model fixed sizes"}
-    module = tool.module.removeprefix("tools.")
-    command = [peer_python(bench.peers), "-m", f"tools.{module}", str(source), str(target)]
+    command = [peer_python(bench.peers), "-m", tool.module, str(source), str(target)]
     return run_json([*command, "--target-macs", f"{job.ratio:g}"])
 
 

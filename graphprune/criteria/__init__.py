@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from graphprune.coupling import Coupling, Group
 from graphprune.criteria.normalise import NORMALISE
+from graphprune.criteria.surgeon import Consumer
 from graphprune.errors import UsageError
 from graphprune.model import Array, Model
 from graphprune.relations import Role
@@ -42,15 +43,24 @@ class Criterion:
     ``element(weights, axis, seed)`` gives s(theta): an array like the weights, or one number per
     slot of ``axis`` for criteria that look at whole slots. ``combine`` may take the parts of all
     roles into its own hands (a product of producers and consumers, say) instead of the aggregation
-    asked for.
+    asked for. A criterion on calibration inputs gives ``observed(consumer)``, a number for each unit
+    that the consumer reads, instead; a ``greedy`` one drops the unit of least second-order error,
+    updates the weights, and looks again.
     """
 
     name: str
-    element: Callable[[Array, int, int], Array]
+    element: Callable[[Array, int, int], Array] | None = None
     roles: frozenset[Role] = frozenset({Role.PRODUCER, Role.CONSUMER, Role.SCALE})
     combine: Callable[[list[Part]], Scores] | None = None
     normalise: str = "mean"
     doc: str = ""
+    observed: Callable[[Consumer], Scores] | None = None
+    greedy: bool = False
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether it looks at activations, not at weights alone."""
+        return self.greedy or self.observed is not None
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,10 @@ class Scoring:
 
 
 def score(model: Model, coupling: Coupling, criterion: Criterion, scoring: Scoring) -> Scores:
-    """Normalised importance of every unit; comparable across groups."""
+    """Normalised importance of every unit; comparable across groups. Zeros for a criterion that
+    needs calibration inputs."""
+    if criterion.element is None:
+        return np.zeros(coupling.n_units)
     parts = _parts(model, coupling, criterion, scoring)
     raw = np.zeros(coupling.n_units)
     for group in coupling.groups:
@@ -100,6 +113,7 @@ def _parts(
             continue
         if loaded is None or loaded[0] != axis.tensor:
             loaded = axis.tensor, model.array(axis.tensor)
+        assert criterion.element is not None
         elements = criterion.element(loaded[1].astype(np.float32), axis.index, scoring.seed)
         at = axis.index if elements.ndim > 1 else 0
         parts[axis.tensor, axis.index] = _part(

@@ -10,17 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphprune.analysis import Analysis
-from graphprune.coupling import Group, Mask
+from graphprune.coupling import Group
 from graphprune.criteria.surgeon import Consumer, Matrix, Sweep, sweep
 from graphprune.distortion import distortion
 from graphprune.frontier import Frontier
+from graphprune.least_squares import offset
 from graphprune.linear import Linear, linears, rewritten
 from graphprune.model import Array, Model
-from graphprune.repair.solve import offset
 from graphprune.runtime import Feeds, run_session, session
 from graphprune.statistics import Moments, Sums, chunk_rows
 
-Order = Callable[[Group, Sequence[Consumer]], NDArray[np.int64] | None]
+Order = Callable[[Group, list[Consumer]], NDArray[np.int64] | None]
 STOPS = (0.25, 0.6)  # shares of a group gone at which its effect on the outputs is measured
 EVALUATIONS = 4096  # samples run for all measurements of effects together
 FEWEST = 8  # samples for each
@@ -34,12 +34,6 @@ class Evidence:
     order: NDArray[np.int64]
     curve: Matrix
 
-    def after(self, gone: NDArray[np.int64], size: int) -> Evidence:
-        """The same, told of a group of ``size`` units from which ``gone`` had left before."""
-        left = np.setdiff1d(np.arange(size), gone)
-        order = np.concatenate([gone, left[self.order]])
-        return Evidence(order, np.concatenate([np.zeros(len(gone)), self.curve]))
-
 
 @dataclass(frozen=True)
 class _Reader:
@@ -52,10 +46,7 @@ class _Reader:
 def gather(
     analysis: Analysis,
     original: Model,
-    current: Model,
-    removed: Mask,
     feeds: Sequence[Feeds],
-    dtypes: Mapping[str, int],
     order: Order,
     *,
     memory: float = 4e9,
@@ -64,23 +55,21 @@ def gather(
 ) -> dict[int, Evidence]:
     """Evidence by group index; groups that no linear operator reads have none.
 
-    ``original`` computes what ``analysis.model`` does, with the same names; ``current`` is the model
-    pruned and repaired so far, from which the units in ``removed`` have left. Distortions are those
-    of ``current``'s outputs from the original's, beyond what they are already. One walk over the
-    model: each group is judged as soon as all its readers' inputs have been seen, so that few Gram
+    ``original`` computes what ``analysis.model`` does, with the same names. One walk over the model:
+    each group is judged as soon as all its readers' inputs have been seen, so that few Gram
     matrices are held at a time.
     """
-    readers = _readers(analysis, current, removed)
+    readers = _readers(analysis, original)
     waiting = {g: {r.linear.weight for r in found} for g, found in readers.items()}
     groups_of: dict[str, list[int]] = {}
     for g, weights in waiting.items():
         for weight in weights:
             groups_of.setdefault(weight, []).append(g)
-    frontier = Frontier(current, dtypes, feeds, memory / 2)
-    effect = _Effect(original, current, feeds, len(readers))
+    frontier = Frontier(original, analysis.shapes.dtype, feeds, memory)
+    effect = _Effect(original, feeds, len(readers))
     known: dict[str, Moments] = {}
     evidence: dict[int, Evidence] = {}
-    todo = [linear for linear in linears(current) if linear.weight in groups_of]
+    todo = [linear for linear in linears(original) if linear.weight in groups_of]
     last: tuple[object, Moments] | None = None
     for number, linear in enumerate(todo):
         progress(number / len(todo))
@@ -93,16 +82,14 @@ def gather(
             waiting[g].discard(linear.weight)
             if not waiting[g]:
                 group = analysis.coupling.groups[g]
-                gone = np.flatnonzero(removed[group.units])
-                found = _judged(current, group, readers[g], known, order, effect)
-                evidence[g] = found.after(gone, len(group))
-        for weight in [w for w in known if not any(w in waiting[g] or waiting[g] for g in groups_of[w])]:
+                evidence[g] = _judged(original, group, readers[g], known, order, effect)
+        for weight in [w for w in known if not any(waiting[g] for g in groups_of[w])]:
             del known[weight]
     return evidence
 
 
 def observed(linear: Linear, frontier: Frontier, seed: int) -> Moments:
-    """Mean and covariance of the operator's uncurrent inputs."""
+    """Mean and covariance of the operator's unfolded inputs."""
     sums: Sums | None = None
     for chunk in range(frontier.chunks):
         x = frontier[linear.x][chunk]
@@ -115,23 +102,20 @@ def observed(linear: Linear, frontier: Frontier, seed: int) -> Moments:
     return sums.centred()
 
 
-def _readers(analysis: Analysis, current: Model, removed: Mask) -> dict[int, list[_Reader]]:
+def _readers(analysis: Analysis, original: Model) -> dict[int, list[_Reader]]:
     """By group: the operators that read its units with weights of their own."""
     coupling = analysis.coupling
     slots = coupling.relations.slots.tensors
     group_of = np.full(coupling.n_units, -1)
     for group in coupling.groups:
         group_of[group.units] = group.index
-    alive = coupling.alive(removed)
     readers: dict[int, list[_Reader]] = {}
-    for linear in linears(current):
+    for linear in linears(original):
         if linear.weight not in slots:
             continue
-        columns = slots[linear.weight][linear.contracted_axis].slots
-        units = coupling.unit_of(columns[alive[columns]])
+        units = coupling.unit_of(slots[linear.weight][linear.contracted_axis].slots)
         for g in np.unique(group_of[units[units >= 0]]):
-            group = coupling.groups[int(g)]
-            mine = _columns(linear, units, group.units[~removed[group.units]])
+            mine = _columns(linear, units, coupling.groups[int(g)].units)
             if mine is not None:
                 readers.setdefault(int(g), []).append(_Reader(linear, mine))
     return readers
@@ -154,14 +138,16 @@ def _columns(linear: Linear, units: Array, wanted: Array) -> NDArray[np.int64] |
         if width == 0 or len(channels) != width * len(wanted):
             return None
         by_unit = channels[np.argsort(mine[channels], kind="stable")].reshape(len(wanted), width)
-        if not (np.sort(mine[channels]).reshape(len(wanted), width) == np.arange(len(wanted))[:, None]).all():
+        if not (
+            np.sort(mine[channels]).reshape(len(wanted), width) == np.arange(len(wanted))[:, None]
+        ).all():
             return None
         result[:, g] = (by_unit[:, :, None] * linear.taps + taps).reshape(len(wanted), -1)
     return result
 
 
 def _judged(
-    current: Model,
+    original: Model,
     group: Group,
     readers: Sequence[_Reader],
     known: Mapping[str, Moments],
@@ -169,7 +155,13 @@ def _judged(
     effect: _Effect,
 ) -> Evidence:
     consumers = [
-        Consumer(r.linear.matrix(current), known[r.linear.weight].xx, r.columns) for r in readers
+        Consumer(
+            r.linear.matrix(original),
+            known[r.linear.weight].xx,
+            known[r.linear.weight].mean_x,
+            r.columns,
+        )
+        for r in readers
     ]
     size = len(readers[0].columns)
     stops = sorted({max(1, round(share * size)) for share in STOPS})
@@ -177,17 +169,17 @@ def _judged(
     measured = []
     for count, weights in found.stops:
         changes = [
-            (r.linear, w, offset(known_outputs(current, r.linear, known[r.linear.weight]), w))
+            (r.linear, w, offset(_known_outputs(original, r.linear, known[r.linear.weight]), w))
             for r, w in zip(readers, weights, strict=True)
         ]
         measured.append((count, effect.of(changes)))
     return Evidence(found.order, _scaled(found, measured))
 
 
-def known_outputs(current: Model, linear: Linear, moments: Moments) -> Moments:
+def _known_outputs(original: Model, linear: Linear, moments: Moments) -> Moments:
     """The moments with the mean output that the operator's own weights give."""
-    matrix = linear.matrix(current)
-    bias = linear.offset(current, matrix.shape[0] * matrix.shape[1])
+    matrix = linear.matrix(original)
+    bias = linear.offset(original, matrix.shape[0] * matrix.shape[1])
     return replace(moments, mean_t=np.einsum("gmd,gd->gm", matrix, moments.mean_x) + bias)
 
 
@@ -208,14 +200,11 @@ def _scaled(found: Sweep, measured: Sequence[tuple[int, float]]) -> Matrix:
 class _Effect:
     """Distortion of the model's outputs when some operators get other weights."""
 
-    def __init__(
-        self, original: Model, model: Model, feeds: Sequence[Feeds], groups: int
-    ) -> None:
+    def __init__(self, model: Model, feeds: Sequence[Feeds], groups: int) -> None:
         self.model = model
         self.feeds = self._few(feeds, max(FEWEST, EVALUATIONS // max(1, groups * len(STOPS))))
-        runner = session(original)
+        runner = session(model)
         self.reference = [run_session(runner, feed) for feed in self.feeds]
-        self.already = self._distortion(model)
 
     @staticmethod
     def _few(feeds: Sequence[Feeds], samples: int) -> list[Feeds]:
@@ -226,10 +215,7 @@ class _Effect:
         return chosen
 
     def of(self, changes: Sequence[tuple[Linear, Matrix, Matrix]]) -> float:
-        return max(0.0, self._distortion(rewritten(self.model, changes)) - self.already)
-
-    def _distortion(self, model: Model) -> float:
-        runner = session(model)
+        runner = session(rewritten(self.model, changes))
         values = [
             distortion(reference, run_session(runner, feed))
             for reference, feed in zip(self.reference, self.feeds, strict=True)

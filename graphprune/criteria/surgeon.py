@@ -24,6 +24,7 @@ class Consumer:
 
     weights: Matrix  # [groups, out, in]
     covariance: Matrix  # [groups, in, in]
+    mean: Matrix  # [groups, in]
     columns: Indices
     inverse: Matrix = field(init=False)
     energy: float = field(init=False)  # ||W X||^2 per row, what errors are relative to

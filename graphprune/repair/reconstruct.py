@@ -1,115 +1,75 @@
 """Repair by reconstruction: every linear operator downstream of a cut, in topological order, is
-solved to give the original's outputs from the inputs that it has now (algorithms: OBS update,
-asymmetric form)."""
+solved to give the original's outputs from the inputs that it has now (the asymmetric affine form of
+the OBS update, with a ridge towards the sliced weights)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 
-from graphprune.coupling import Coupling, Mask
 from graphprune.frontier import Frontier
+from graphprune.least_squares import best_ridge, error, solved
 from graphprune.linear import Linear, Matrix, inputs_at, linears, positions, rewritten
 from graphprune.model import Array, Model, label
 from graphprune.oracle import sliced
-from graphprune.repair.solve import best_ridge, error, offset, solved
-from graphprune.runtime import Feeds
+from graphprune.repair.damage import Damage, Repaired
 from graphprune.statistics import Sums, chunk_rows
 
 HELD_OUT = 5  # every fifth chunk chooses the ridge
+WIDEST = 12288  # columns of a Gram matrix: a wider operator gets its mean output corrected alone
+AFFINE, BIAS = "affine", "bias"
 
 
 @dataclass(frozen=True)
-class Repaired:
-    """One operator's repair: squared error of its output before and after, per variance."""
+class _Site:
+    """An operator to repair: it is to give ``target``, less ``stream`` that is added to it."""
 
-    node: str
-    ridge: float
-    before: float
-    after: float
-
-    def __str__(self) -> str:
-        return f"{self.node}: {self.before:.3g} -> {self.after:.3g} (ridge {self.ridge:g})"
+    linear: Linear
+    target: str | None  # of the original; None: a recurrent node's gates, which no tensor holds
+    stream: str | None  # of the pruned model
+    rectified: bool  # only a Relu reads the target: what is below zero need not be matched
 
 
-def reconstruct(
-    original: Model,
-    pruned: Model,
-    dtypes: Mapping[str, int],
-    coupling: Coupling,
-    alive: Mask,
-    feeds: Sequence[Feeds],
-    *,
-    memory: float = 4e9,
-    seed: int = 0,
-    progress: Callable[[float], None] = lambda share: None,
-) -> tuple[Model, tuple[Repaired, ...]]:
-    """``pruned`` with repaired weights, and what each repair did.
+def reconstruct(damage: Damage, form: str = AFFINE) -> tuple[Model, tuple[Repaired, ...]]:
+    """The pruned model with repaired weights, and what each repair did.
 
-    ``dtypes`` covers the tensors of both models; tensors keep their names in ``pruned``.
+    ``form`` is "affine" (weights and bias) or "bias" (mean outputs alone).
     """
-    work = with_biases(pruned)
-    todo = [linear for linear in linears(work) if linear.x in dirty_tensors(original, work)]
-    before = Frontier(original, dtypes, feeds, memory / 2)
-    after = Frontier(work, dtypes, feeds, memory / 2)
-    reference = {linear.weight: linear for linear in linears(original)}
+    work = with_biases(damage.pruned)
+    dirty = dirty_tensors(damage.original, work)
+    todo = [linear for linear in linears(work) if linear.x in dirty]
+    before = Frontier(damage.original, damage.dtypes, damage.feeds, damage.memory / 2)
+    after = Frontier(work, damage.dtypes, damage.feeds, damage.memory / 2)
     left = {linear.node for linear in todo}
     changed, reports = [], []
     for number, linear in enumerate(todo):
-        progress(number / len(todo))
-        match = match_point(work, linear, after, left)
-        before.advance([linear.x] if linear.y is None else [match[0] if match else linear.y])
-        after.advance([linear.x, *match[1:]] if match else [linear.x])
-        fit, held = _sums(linear, match, before, after, reference, original, coupling, alive, seed)
-        weights = linear.matrix(work)
-        everything = fit.merged(held).centred()
-        ridge = best_ridge(fit.centred(), held.centred(), weights)
-        matrix, bias = solved(everything, weights, ridge)
-        reports.append(_report(work, linear, ridge, everything, weights, matrix, bias))
+        damage.progress(number / len(todo))
+        site = _site(work, linear, after, left)
+        before.advance([site.target or linear.x])
+        after.advance([linear.x] + ([site.stream] if site.stream else []))
+        matrix, bias, report = _repaired(damage, work, site, before, after, form)
         changed.append((linear, matrix, bias))
-        after.weights |= rewritten(work, [changed[-1]]).initializers
+        reports.append(report)
+        after.weights |= rewritten(work, changed[-1:]).initializers
         left.discard(linear.node)
-    by_weight = {linear.weight: linear for linear in linears(pruned)}
+    by_weight = {linear.weight: linear for linear in linears(damage.pruned)}
     final = [(by_weight[linear.weight], matrix, bias) for linear, matrix, bias in changed]
-    return rewritten(pruned, final), tuple(reports)
-
-
-def _report(
-    model: Model,
-    linear: Linear,
-    ridge: float,
-    moments: object,
-    weights: Matrix,
-    matrix: Matrix,
-    bias: Matrix,
-) -> Repaired:
-    from graphprune.statistics import Moments
-
-    assert isinstance(moments, Moments)
-    variance = max(float(moments.tt.sum()), 1e-30)
-    old = linear.offset(model, weights.shape[0] * weights.shape[1])
-    return Repaired(
-        label(model.nodes[linear.node]),
-        ridge,
-        error(moments, weights, old) / variance,
-        error(moments, matrix, bias) / variance,
-    )
+    return rewritten(damage.pruned, final), tuple(reports)
 
 
 def with_biases(model: Model) -> Model:
     """The model with a bias of zeros in every linear operator that has none."""
     bare = [linear for linear in linears(model) if linear.bias is None]
-    changes = []
-    for linear in bare:
-        matrix = linear.matrix(model)
-        changes.append((linear, matrix, np.zeros(matrix.shape[:2])))
-    return rewritten(model, changes)
+    matrices = [linear.matrix(model) for linear in bare]
+    zeros = [np.zeros(matrix.shape[:2]) for matrix in matrices]
+    return rewritten(model, list(zip(bare, matrices, zeros, strict=True)))
 
 
 def dirty_tensors(original: Model, pruned: Model) -> set[str]:
-    """Tensors of ``pruned`` that a changed weight reaches."""
+    """Tensors of ``pruned`` that a weight of another shape reaches."""
     changed = {
         name
         for name, tensor in pruned.initializers.items()
@@ -121,72 +81,133 @@ def dirty_tensors(original: Model, pruned: Model) -> set[str]:
     return changed
 
 
-def match_point(
-    model: Model, linear: Linear, after: Frontier, left: set[int]
-) -> tuple[str, str] | None:
-    """(z, s) where the operator's output y is only added to s, and s is known already: z = y + s.
-
-    Matching z instead of y also corrects what has gone wrong on the other branch, a residual
-    stream for instance.
+def _site(model: Model, linear: Linear, after: Frontier, left: set[int]) -> _Site:
+    """Where to match the original. An operator whose output y is only added to a tensor s that is
+    known already is to give z - s, z being the original's sum: that also corrects what has gone
+    wrong on the other branch, a residual stream for instance.
     """
-    if linear.y is None or linear.y in model.output_names:
+    if linear.y is None:
+        return _Site(linear, None, None, False)
+    target, stream = linear.y, None
+    reader = _only_reader(model, linear.y)
+    if reader is not None and reader.op_type == "Add" and not reader.domain:
+        others = [name for name in reader.input if name != linear.y]
+        if others and others[0] not in model.constant_names and after.reaches(others[0], left):
+            target, stream = reader.output[0], others[0]
+    reader = _only_reader(model, target)
+    return _Site(linear, target, stream, reader is not None and reader.op_type == "Relu")
+
+
+def _only_reader(model: Model, name: str) -> onnx.NodeProto | None:
+    readers = model.consumers.get(name, [])
+    if len(readers) != 1 or readers[0][1] < 0 or name in model.output_names:
         return None
-    readers = model.consumers.get(linear.y, [])
-    if len(readers) != 1 or readers[0][1] < 0:
-        return None
-    node = model.nodes[readers[0][0]]
-    if node.op_type != "Add" or node.domain:
-        return None
-    other = node.input[1 - readers[0][1]]
-    if other in model.constant_names or other == linear.y:
-        return None
-    return (node.output[0], other) if after.reaches(other, left) else None
+    return model.nodes[readers[0][0]]
+
+
+def _repaired(
+    damage: Damage, work: Model, site: _Site, before: Frontier, after: Frontier, form: str
+) -> tuple[Matrix, Matrix, Repaired]:
+    """Weights and bias of one operator, and how much nearer to the original they come."""
+    linear = site.linear
+    weights = linear.matrix(work)
+    old = linear.offset(work, weights.shape[0] * weights.shape[1])
+    name = label(work.nodes[linear.node])
+    if form == BIAS or weights.shape[2] > WIDEST:
+        means = _mean_error(damage, site, before, after, weights, old)
+        return weights, old + means, Repaired(name, "bias")
+    fit, held = _sums(damage, site, before, after)
+    ridge, matrix, bias = _solution(fit, held, weights)
+    everything = fit.merged(held).centred()
+    scale = max(float(everything.tt.sum()), 1e-30)
+    errors = [error(everything, *pair) / scale for pair in ((weights, old), (matrix, bias))]
+    if site.rectified:  # what lies below zero on both sides does not count: solve once more
+        ridge, matrix, bias = _solution(
+            *_sums(damage, site, before, after, (matrix, bias)), weights
+        )
+    return matrix, bias, Repaired(name, f"ridge {ridge:g}", *errors)
+
+
+def _solution(fit: Sums, held: Sums, weights: Matrix) -> tuple[float, Matrix, Matrix]:
+    ridge = best_ridge(fit.centred(), held.centred(), weights)
+    return ridge, *solved(fit.merged(held).centred(), weights, ridge)
 
 
 def _sums(
-    linear: Linear,
-    match: tuple[str, str] | None,
+    damage: Damage,
+    site: _Site,
     before: Frontier,
     after: Frontier,
-    reference: Mapping[str, Linear],
-    original: Model,
-    coupling: Coupling,
-    alive: Mask,
-    seed: int,
+    guess: tuple[Matrix, Matrix] | None = None,
 ) -> tuple[Sums, Sums]:
-    """Sums over the chunks to fit, and over those held out."""
-    fit: Sums | None = None
-    held: Sums | None = None
+    """Sums over the chunks to fit, and over those held out.
+
+    With a ``guess`` (weights and bias) targets below zero, which a Relu is to hide, are replaced by
+    what the guess gives there, at most zero (after Zhang et al., arXiv 1505.06798, section 2.2).
+    """
+    both: tuple[Sums, Sums] | None = None
     for chunk in range(after.chunks):
-        x = after[linear.x][chunk]
-        if linear.y is None:
-            blocks = _recurrent_rows(linear, x, before[linear.x][chunk], reference, original)
-        else:
-            name = match[0] if match else linear.y
-            target = sliced({name: before[name][chunk]}, coupling, alive)[name]
-            if match:
-                target = target - after[match[1]][chunk]
-            blocks = chunk_rows(linear, x, target, after.chunks, (seed, linear.node, chunk))
-        for rows, targets in blocks:
-            if fit is None or held is None:
-                fit, held = Sums.empty(rows, targets), Sums.empty(rows, targets)
-                held.shift_x, held.shift_t = fit.shift_x, fit.shift_t
-            (held if chunk % HELD_OUT == HELD_OUT - 1 else fit).add(rows, targets)
-    assert fit is not None and held is not None
-    return fit, held
+        for x, targets, streams in _rows(damage, site, before, after, chunk):
+            wanted = targets
+            if guess is not None:
+                now = x @ guess[0].transpose(0, 2, 1).astype(np.float32)
+                now += guess[1][:, None].astype(np.float32)
+                hidden = targets + streams <= 0
+                wanted = np.where(hidden, np.minimum(now, -streams), targets)
+            if both is None:
+                both = Sums.empty(x, wanted), Sums.empty(x, wanted)
+            both[chunk % HELD_OUT == HELD_OUT - 1].add(x, wanted)
+    assert both is not None
+    return both
 
 
-def _recurrent_rows(
-    linear: Linear, x: Array, x0: Array, reference: Mapping[str, Linear], original: Model
-) -> list[tuple[Array, Array]]:
-    """Targets of input weights are the gates' inputs that the original computes from its own x."""
-    first = reference[linear.weight]
+def _rows(
+    damage: Damage, site: _Site, before: Frontier, after: Frontier, chunk: int
+) -> Iterator[tuple[Array, Array, Array]]:
+    """Blocks of inputs, targets for the operator itself, and what is added to it."""
+    linear = site.linear
+    x = after[linear.x][chunk]
+    if site.target is None:
+        yield from _gates(damage, linear, x, before[linear.x][chunk])
+        return
+    wanted = before[site.target][chunk]
+    target = sliced({site.target: wanted}, damage.coupling, damage.alive)[site.target]
+    seed = (damage.seed, linear.node, chunk)
+    if site.stream is None:
+        for rows, targets in chunk_rows(linear, x, target, after.chunks, seed):
+            yield rows, targets, np.zeros((), np.float32)
+        return
+    stream = np.broadcast_to(after[site.stream][chunk], target.shape)
+    pairs = zip(
+        chunk_rows(linear, x, target - stream, after.chunks, seed),
+        chunk_rows(linear, x, stream, after.chunks, seed),
+        strict=True,
+    )
+    for (rows, targets), (_, streams) in pairs:
+        yield rows, targets, streams
+
+
+def _gates(
+    damage: Damage, linear: Linear, x: Array, x0: Array
+) -> Iterator[tuple[Array, Array, Array]]:
+    """Targets of recurrent input weights: the gates that the original computes from its own x."""
+    first = next(k for k in linears(damage.original) if k.weight == linear.weight)
     where = positions(linear, x.shape, x.size, (0,))
-    rows0 = inputs_at(first, x0, x0.shape, where)
-    matrix = first.matrix(original)
-    bias = first.offset(original, matrix.shape[1])
-    targets = (rows0 @ matrix.transpose(0, 2, 1) + bias[:, None]).astype(np.float32)
-    return [(inputs_at(linear, x, x.shape, where), targets)]
+    matrix = first.matrix(damage.original)
+    bias = first.offset(damage.original, matrix.shape[1])
+    rows = inputs_at(first, x0, x0.shape, where)
+    targets = (rows @ matrix.transpose(0, 2, 1) + bias[:, None]).astype(np.float32)
+    yield inputs_at(linear, x, x.shape, where), targets, np.zeros((), np.float32)
 
 
-__all__ = ["Repaired", "offset", "reconstruct"]
+def _mean_error(
+    damage: Damage, site: _Site, before: Frontier, after: Frontier, weights: Matrix, bias: Matrix
+) -> Matrix:
+    """How far the mean outputs are below the targets' means: [groups, out]."""
+    total, count = np.zeros(bias.shape), 0
+    narrow = weights.astype(np.float32).transpose(0, 2, 1)
+    for chunk in range(after.chunks):
+        for x, targets, _ in _rows(damage, site, before, after, chunk):
+            total += (targets - x @ narrow).sum(axis=1, dtype=np.float64)
+            count += x.shape[1]
+    return total / max(count, 1) - bias

@@ -1,7 +1,9 @@
 """The built-in passes and criteria; they enter through the same door as a third party's."""
 
+from graphprune.criteria.observed import OBSERVED
 from graphprune.criteria.weights import CRITERIA
 from graphprune.plugins import Plugin
+from graphprune.repair import REPAIRS
 from graphprune_passes.fold_batch_norm import FoldBatchNorm
 from graphprune_passes.lift_constants import LiftConstants
 from graphprune_passes.remove_channels import RemoveChannels
@@ -10,7 +12,8 @@ from graphprune_passes.share_vectors import ShareVectors
 
 plugin = Plugin(
     name="builtin",
-    criteria=CRITERIA,
+    criteria=(*OBSERVED, *CRITERIA),
     passes=(LiftConstants, SeparateVectors, RemoveChannels, ShareVectors, FoldBatchNorm),
+    repairs=REPAIRS,
     prepare=(LiftConstants(), SeparateVectors()),
 )

@@ -138,12 +138,16 @@ def save(path: Path, arrays: Arrays) -> None:
 
 
 def export_both_efficientnets(work: Path, sources: Sources) -> None:
-    export_efficientnet(work / "efficientnet_lite0.onnx", keep_batch_norm=False)
-    export_efficientnet(work / "efficientnet_lite0_bn.onnx", keep_batch_norm=True)
+    for name, kept in (("efficientnet_lite0", False), ("efficientnet_lite0_bn", True)):
+        partial = work / f"{name}.partial.onnx"
+        export_efficientnet(partial, keep_batch_norm=kept)
+        partial.rename(work / f"{name}.onnx")
 
 
 def export_text_model(work: Path, sources: Sources) -> None:
-    export_minilm(work / "minilm_l6.onnx", CALIBRATION_LENGTH)
+    partial = work / "minilm_l6.partial.onnx"
+    export_minilm(partial, CALIBRATION_LENGTH)
+    partial.rename(work / "minilm_l6.onnx")
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def notes(found: Sequence[Result]) -> Iterator[str]:
     for result in found:
         if result.error:
             yield f"- {result.case}, {result.ratio:g}, {result.method}: {result.error}"
-        elif result.way not in ("", "whole", "as it is"):
+        elif result.way:
             yield f"- {result.case}, {result.ratio:g}, {result.method}: worked {result.way}"
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from graphprune.statistics import Moments
 
 Matrix = NDArray[np.float64]
+UNTESTED = 1e-2  # the ridge where too few samples are there to hold some out
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # shares of the mean variance of an input
 
 
@@ -41,5 +42,7 @@ def error(moments: Moments, matrix: Matrix, bias: Matrix) -> float:
 
 def best_ridge(fit: Moments, held_out: Moments, weights: Matrix) -> float:
     """The ridge whose solution on ``fit`` has the lowest error on rows that it has not seen."""
+    if not held_out.count:
+        return UNTESTED
     errors = [error(held_out, *solved(fit, weights, ridge)) for ridge in RIDGES]
     return RIDGES[int(np.argmin(errors))]

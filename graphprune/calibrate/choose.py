@@ -1,0 +1,124 @@
+"""Which inputs a model is calibrated on: the user's, or the best that can be made up for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from graphprune.cache import Cache
+from graphprune.calibrate import Preprocess, Samples, batches, open_samples
+from graphprune.calibrate.match import batch_norms, match_statistics
+from graphprune.calibrate.preprocess import PictureInput, picture_inputs
+from graphprune.calibrate.synthesise import opened_sizes
+from graphprune.errors import ModelError
+from graphprune.model import Array, Model
+from graphprune.runtime import Feeds
+from graphprune.shapes import Shapes
+
+MOST, LEAST = 512, 64  # samples where nobody says how many
+WORK = 5e11  # MACs that one run over all samples may take
+MATCHING_WORK = 1.6e13  # MACs that matching may take: each step costs about three runs
+RUNS_PER_STEP = 3.2
+MATCHED, STEPS, FEWEST_STEPS = 512, 60, 12
+CHUNKS, LARGEST_CHUNK = 10, 64  # chunks at least (some are held out), and rows of one at most
+BATCH_BYTES = 4e9  # of a forward pass that keeps everything
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibration inputs in chunks, what they are, and a key that names them."""
+
+    feeds: tuple[Feeds, ...]
+    count: int
+    source: str
+    key: str
+
+
+def calibration(
+    given: str | Path | None,
+    model: Model,
+    shapes: Shapes,
+    macs: float,
+    cache: Cache,
+    *,
+    count: int | None = None,
+    seed: int = 0,
+    preprocess: Preprocess | None = None,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Calibration:
+    """The user's samples, else synthesised ones; these are matched to the statistics that
+    BatchNormalization stored, where it is still in the graph. ``macs`` are those of one sample."""
+    most = count or int(np.clip(WORK / max(macs, 1.0), LEAST, MOST))
+    samples = open_samples(given, model, shapes, most, seed, preprocess)
+    if given in (None, "none", Path("none")):
+        samples = _matched(samples, model, shapes, macs, cache, seed, progress)
+    chunk = min(LARGEST_CHUNK, max(1, -(-samples.count // CHUNKS)))
+    feeds = tuple(batches(samples, model, chunk))
+    if not feeds:
+        raise ModelError("there are no calibration inputs", samples.source)
+    return Calibration(feeds, samples.count, samples.source, samples.key)
+
+
+def _matched(
+    samples: Samples,
+    model: Model,
+    shapes: Shapes,
+    macs: float,
+    cache: Cache,
+    seed: int,
+    progress: Callable[[float], None],
+) -> Samples:
+    """The same pictures, moved until each BatchNormalization sees what it stored."""
+    sized = opened_sizes(model, shapes)
+    pictures = picture_inputs(model, sized)
+    layers = batch_norms(model)
+    if len(pictures) != 1 or pictures[0].dtype != np.float32 or not layers:
+        return samples
+    to = pictures[0]
+    work = RUNS_PER_STEP * max(macs, 1.0)
+    count = min(samples.count, MATCHED, max(LEAST, int(MATCHING_WORK / work / STEPS)))
+    steps = int(np.clip(MATCHING_WORK / work / count, FEWEST_STEPS, STEPS))
+    batch = max(1, min(256, int(BATCH_BYTES / max(_activation_bytes(shapes, to), 1))))
+    recipe = ("matched", samples.key, model.sha256, count, steps, batch)
+
+    def match() -> dict[str, Array]:
+        start = samples.read(0, count)[to.name]
+        axes = (0, 2, 3) if to.layout == "nchw" else (0, 1, 2)
+        found = match_statistics(
+            model,
+            sized,
+            to.name,
+            start,
+            start.min(axis=axes),
+            start.max(axis=axes),
+            steps=steps,
+            batch=batch,
+            seed=seed,
+            spatial=(2, 3) if to.layout == "nchw" else (1, 2),
+            progress=progress,
+        )
+        losses = np.array([found.loss_before, found.loss_after])
+        return {"pictures": found.pictures, "losses": losses}
+
+    made = cache(recipe, match)
+    first, last = (float(v) for v in made["losses"])
+    source = (
+        f"{samples.source}; {count} matched to {len(layers)} normalisation layers in {steps} steps "
+        f"(loss {first:.3g} -> {last:.3g})"
+    )
+
+    def read(start: int, stop: int) -> dict[str, Array]:
+        return {**samples.read(start, min(stop, count)), to.name: made["pictures"][start:stop]}
+
+    return replace(samples, count=count, source=source, key=samples.key + repr(recipe), read=read)
+
+
+def _activation_bytes(shapes: Shapes, to: PictureInput) -> float:
+    """Bytes of all float activations of one sample, forward and back."""
+    analysed = shapes.inputs[to.name]
+    scale = to.height * to.width * to.channels / max(1, int(np.prod(analysed[1:])))
+    sizes = (np.prod(shape, dtype=np.float64) for shape in shapes.shape.values() if shape)
+    return float(sum(sizes)) * 4 * 2 * scale / max(1, analysed[0])

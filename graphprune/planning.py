@@ -1,0 +1,155 @@
+"""Score the units, decide which leave, and write that down as a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from graphprune.analysis import pinned_reasons
+from graphprune.budget import Decision, allocate
+from graphprune.criteria import Criterion, Scores, Scoring, score
+from graphprune.criteria.evidence import Evidence
+from graphprune.errors import NothingPrunableError, UsageError
+from graphprune.options import Options
+from graphprune.plan import Plan, make_plan
+from graphprune.prepared import Prepared
+from graphprune.repair.damage import silent
+from graphprune.runtime import random_inputs, run_session, session
+from graphprune.study import Progress, Study, evidence
+from graphprune.targets import choose
+from graphprune.version import __version__
+
+FALLBACK = "l1"
+Margins = Mapping[str, float]  # kind of cost → what the result has beyond the cost model's count
+
+
+class Judged:
+    """What decides: scores by unit, and the evidence by group where inputs were looked at."""
+
+    def __init__(self, scores: Scores, evidence: Mapping[int, Evidence]) -> None:
+        self.scores = scores
+        self.evidence = evidence
+
+
+def judge(studied: Study, options: Options, progress: Progress = silent) -> Judged:
+    """Score every unit; with calibration inputs also find each group's distortion curve."""
+    prepared = studied.prepared
+    analysis = prepared.analysis
+    criterion = prepared.registry.criterion(options.criterion_name)
+    scores = score(analysis.model, analysis.coupling, criterion, options.scoring)
+    if studied.inputs is None or not _wants_curves(options, criterion):
+        return Judged(scores, {})
+    found = evidence(studied, criterion, scores, progress)
+    if criterion.needs_inputs:
+        scores = _as_scores(prepared, found)
+    return Judged(scores, found)
+
+
+def decide(
+    prepared: Prepared,
+    judged: Judged,
+    options: Options,
+    margins: Margins | None = None,
+    share: float | None = None,
+    weights: Mapping[int, float] | None = None,
+) -> Decision:
+    """Which units leave. ``share`` asks for that share of the MACs instead of the options' budgets;
+    ``weights`` scale the groups' curves; ``margins`` are kept free below the budgets."""
+    analysis = prepared.analysis
+    budgets = options.budgets() if share is None else {"macs": share}
+    limits = dict(budgets)
+    before = analysis.cost.of(analysis.nothing_removed)
+    own = {"bytes": prepared.original_bytes}  # the share is of the user's file
+    for kind in budgets:
+        allowed = limits[kind] * own.get(kind, before.of(kind)) - (margins or {}).get(kind, 0.0)
+        limits[kind] = min(1.0, allowed / before.of(kind)) if budgets[kind] < 1 else 1.0
+    target = choose(
+        prepared.registry.targets, options.hardware, options.round_to, options.min_channels
+    )
+    curves = {g: e.curve * (weights or {}).get(g, 1.0) for g, e in judged.evidence.items()}
+    ranked = options.spread not in ("auto", "solved")
+    spread = options.spread if ranked else "balanced"
+    try:
+        return allocate(
+            analysis,
+            judged.scores,
+            target,
+            limits,
+            spread,
+            options.allow_miss,
+            {} if ranked else curves,
+        )
+    except NothingPrunableError as error:
+        raise _explained(error, prepared) from error
+
+
+def written(
+    studied: Study, judged: Judged, decision: Decision, options: Options, share: float | None = None
+) -> Plan:
+    """The decision as a plan, with all that is needed to make the same model again."""
+    prepared = studied.prepared
+    budgets = options.budgets() if share is None else {"macs": share}
+    criterion = prepared.registry.criterion(options.criterion_name)
+    document: dict[str, Any] = {
+        "budgets": budgets,
+        "criterion": options.criterion_name,
+        "reduce": options.scoring.reduce,
+        "aggregate": options.scoring.aggregate,
+        "normalise": options.scoring.normalise or criterion.normalise,
+        "seed": options.scoring.seed,
+        "spread": options.spread,
+        "target": decision.grid.name,
+        "multiple": dict(decision.grid.multiple),
+        "min_channels": decision.grid.minimum,
+        "protect": list(options.protect),
+        "only": list(options.only),
+        "input_shapes": {k: list(v) for k, v in (options.input_shapes or {}).items()},
+        "repair": options.repair_name,
+        "calibration": None,
+        "graphprune": __version__,
+    }
+    if studied.inputs is not None:
+        document["calibration"] = {
+            "source": studied.inputs.source,
+            "key": studied.inputs.key,
+            "samples": studied.inputs.count,
+            "synthesised": options.calib is None,
+            "preprocess": options.preprocess,
+        }
+    asked = ", ".join(f"{kind} <= {share:g}" for kind, share in budgets.items())
+    reason = f"lowest {options.criterion_name} scores until {asked}"
+    return make_plan(prepared.analysis, decision.removed, judged.scores, document, reason)
+
+
+def _wants_curves(options: Options, criterion: Criterion) -> bool:
+    """Curves decide unless a ranking was asked for that weights alone can give."""
+    if options.spread == "solved" and options.fast:
+        raise UsageError("--spread solved needs calibration inputs, and --fast uses none")
+    return criterion.needs_inputs or options.spread in ("auto", "solved")
+
+
+def _as_scores(prepared: Prepared, found: Mapping[int, Evidence]) -> Scores:
+    """A unit's score is the distortion of the outputs once it has left, after all before it;
+    weights alone order the groups that no linear operator reads."""
+    coupling = prepared.analysis.coupling
+    by_weights = prepared.registry.criterion(FALLBACK)
+    scores = score(prepared.analysis.model, coupling, by_weights, Scoring())
+    for group in coupling.groups:
+        if group.index not in found:
+            continue
+        order, curve = found[group.index].order, found[group.index].curve[1:]
+        least = 1e-12 * max(float(curve[-1]), 1e-12)  # keeps the order where the curve is flat
+        scores[group.units[order]] = curve + least * np.arange(len(curve))
+    return scores
+
+
+def _explained(error: NothingPrunableError, prepared: Prepared) -> NothingPrunableError:
+    """Where everything is pinned: a model that cannot run at all is the better answer."""
+    analysis = prepared.analysis
+    runner = session(prepared.original, optimise=False)
+    run_session(runner, random_inputs(prepared.original, analysis.shapes))
+    reasons = [f"{pin.reason} ({pin.macs:.0%})" for pin in pinned_reasons(analysis)[:3]]
+    unknown = prepared.unknown_notes[:3]
+    return NothingPrunableError(error.what, "; ".join([*unknown, *reasons]), error.hint)

@@ -1,0 +1,71 @@
+"""A loaded model in the normal form that is analysed, and what was installed around it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from graphprune.analysis import Analysis, Scope
+from graphprune.cache import Cache
+from graphprune.errors import UsageError
+from graphprune.model import Model
+from graphprune.pipeline import Context, Pipeline
+from graphprune.plugins import Registry, collect, installed
+from graphprune.storage import load, source_bytes
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The model as given, its normal form under analysis, and what plug-ins offer."""
+
+    original: Model
+    analysis: Analysis
+    context: Context
+    registry: Registry
+    original_bytes: int
+    cache: Cache = Cache(None)
+
+    @property
+    def unknown_notes(self) -> list[str]:
+        """What the report says of operators without a rule."""
+        return [
+            f"no rule for {name}: {len(nodes)} node(s) pinned, first {nodes[0]!r}"
+            for name, nodes in sorted(self.analysis.relations.unknown.items())
+        ]
+
+    def folded(self, model: Model) -> Model:
+        """``model`` with BatchNormalization folded where that is exact; names stay."""
+        return self.registry.passes["fold_batch_norm"]().run(model, self.context).model
+
+
+def registry() -> Registry:
+    """What all installed plug-ins offer."""
+    return collect(installed())
+
+
+def prepare(
+    model: str | Path | onnx.ModelProto, scope: Scope | None = None, offered: Registry | None = None
+) -> Prepared:
+    """Load a model, bring constants into one form, and analyse it."""
+    original = load(model)
+    return analyse(original, source_bytes(model, original), scope, offered)
+
+
+def analyse(
+    original: Model,
+    original_bytes: int,
+    scope: Scope | None = None,
+    offered: Registry | None = None,
+    cache: Cache | None = None,
+) -> Prepared:
+    """As ``prepare``, from a loaded model."""
+    offered = offered or registry()
+    for name, shape in ((scope.input_shapes if scope else None) or {}).items():
+        if min(shape, default=1) < 1:
+            raise UsageError(f"--input-shape {list(shape)} has a size below 1", name)
+    context = Context(rules=offered.rules, scope=scope or Scope())
+    normal = Pipeline(offered.prepare).run(original, context).model
+    kept = cache or Cache(None)
+    return Prepared(original, context.analysis(normal), context, offered, original_bytes, kept)

@@ -1,0 +1,63 @@
+"""What a repair is given, and what it says it did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from graphprune.coupling import Coupling, Mask
+from graphprune.model import Model
+from graphprune.runtime import Feeds
+from graphprune.shapes import Shapes
+
+
+def silent(share: float) -> None:
+    """No progress display."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A cut model and what it was cut from; tensors and weights keep their names in all of them.
+
+    ``normal`` is the analysed model, ``original`` the same with BatchNormalization folded where
+    that is exact, ``pruned`` the cut one, folded alike. ``alive`` says which slots survive.
+    ``dtypes`` covers all tensors; ``feeds`` are the calibration inputs in chunks (none for repairs
+    that look at weights alone); ``memory`` is in bytes.
+    """
+
+    normal: Model
+    original: Model
+    pruned: Model
+    shapes: Shapes
+    coupling: Coupling
+    alive: Mask
+    dtypes: Mapping[str, int]
+    feeds: Sequence[Feeds] = ()
+    memory: float = 4e9
+    seed: int = 0
+    progress: Callable[[float], None] = silent
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """One operator's repair; errors are squared, over the variance of its output."""
+
+    node: str
+    how: str
+    before: float | None = None
+    after: float | None = None
+
+    def __str__(self) -> str:
+        if self.before is None or self.after is None:
+            return f"{self.node}: {self.how}"
+        return f"{self.node}: {self.before:.3g} -> {self.after:.3g} ({self.how})"
+
+
+@dataclass(frozen=True)
+class Repair:
+    """A way to repair, by name (plug-in point). ``run`` gives the repaired model and a report."""
+
+    name: str
+    run: Callable[[Damage], tuple[Model, tuple[Repaired, ...]]]
+    needs_inputs: bool = True
+    doc: str = ""

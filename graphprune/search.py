@@ -1,0 +1,134 @@
+"""Plans compared by what they do: candidates near the optimum, and the smallest within a drop.
+
+A candidate is cut, repaired on most of the calibration inputs and judged on the rest, which its
+repair has not seen (after EagleEye, arXiv 2007.02491).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from graphprune.cut import cut
+from graphprune.distortion import distortion, relative_error
+from graphprune.errors import TargetError, UsageError
+from graphprune.model import Array, Model
+from graphprune.options import Options
+from graphprune.planning import Judged, decide
+from graphprune.repair.damage import silent
+from graphprune.runtime import Feeds, run_session, session
+from graphprune.study import Progress, Study, repaired
+from graphprune.validate import scorer_of
+
+HELD_OUT = 5  # every fifth chunk judges
+SPREAD = 0.5  # standard deviation of the logarithm by which a group's curve is scaled
+BISECTIONS = 7  # tries between the smallest and the whole model: steps of less than 1 %
+LEAST_SHARE = 0.05
+
+
+def best_weights(
+    studied: Study,
+    judged: Judged,
+    options: Options,
+    share: float | None,
+    progress: Progress = silent,
+) -> Mapping[int, float]:
+    """Factors on the groups' distortion curves: of ``options.search`` draws (the first is 1) those
+    whose plan's outputs are nearest to the original's on inputs held out."""
+    if not judged.evidence:
+        raise UsageError("--search needs distortion curves", hint="Leave out --fast and --spread.")
+    part, held = _split(studied)
+    reference = _outputs(studied.original, held)
+    rng = np.random.default_rng(options.scoring.seed)
+    best: tuple[float, Mapping[int, float]] | None = None
+    for trial in range(options.search + 1):
+        progress(trial / (options.search + 1))
+        draw = {g: float(np.exp(SPREAD * rng.standard_normal())) for g in sorted(judged.evidence)}
+        weights = draw if trial else dict.fromkeys(draw, 1.0)
+        model = _candidate(part, judged, options, share, weights)
+        pairs = zip(reference, _outputs(model, held), strict=True)
+        found = float(np.mean([distortion(a, b) for a, b in pairs]))
+        if best is None or found < best[0]:
+            best = found, weights
+    assert best is not None
+    return best[1]
+
+
+def smallest_within(
+    studied: Study, judged: Judged, options: Options, progress: Progress = silent
+) -> float:
+    """The least share of the MACs whose model stays within ``options.max_drop``: of accuracy where
+    labelled data was given (0.01 is one point), else of the outputs, as relative error on inputs
+    that the repair has not seen.
+
+    Raises ``TargetError`` where not even the first step down stays within it.
+    """
+    assert options.max_drop is not None
+    part, held = _split(studied)
+    if options.eval_data is not None:
+        scorer = scorer_of(options.eval_data, studied.prepared.original)
+        dense = scorer(studied.prepared.original, options.threads, options.provider)
+
+        def drop(model: Model) -> float:
+            return dense - scorer(model, options.threads, options.provider)
+    elif not held:
+        raise UsageError("--max-drop needs --eval FILE, or calibration inputs", hint="not --fast")
+    else:
+        reference = _outputs(studied.original, held)
+
+        def drop(model: Model) -> float:
+            pairs = zip(reference, _outputs(model, held), strict=True)
+            return float(np.mean([relative_error(a, b) for a, b in pairs]))
+
+    lowest, highest = LEAST_SHARE, 1.0
+    for trial in range(BISECTIONS):
+        progress(trial / BISECTIONS)
+        middle = (lowest + highest) / 2
+        try:
+            within = drop(_candidate(part, judged, options, middle, None)) <= options.max_drop
+        except TargetError:  # the grid does not reach so far down
+            within = False
+        lowest, highest = (lowest, middle) if within else (middle, highest)
+    if highest == 1.0:
+        raise TargetError(
+            f"no smaller model stays within --max-drop {options.max_drop:g}",
+            hint="Allow a larger drop, or give more --calib samples.",
+        )
+    return highest
+
+
+def _split(studied: Study) -> tuple[Study, list[Feeds]]:
+    """The study on four fifths of its inputs, and the rest."""
+    if studied.inputs is None:
+        return studied, []
+    feeds = studied.inputs.feeds
+    held = [feed for i, feed in enumerate(feeds) if i % HELD_OUT == 0]
+    rest = tuple(feed for i, feed in enumerate(feeds) if i % HELD_OUT)
+    if not rest:
+        raise UsageError("too few calibration inputs to hold some out", studied.inputs.source)
+    return replace(studied, inputs=replace(studied.inputs, feeds=rest)), held
+
+
+def _candidate(
+    studied: Study,
+    judged: Judged,
+    options: Options,
+    share: float | None,
+    weights: Mapping[int, float] | None,
+) -> Model:
+    """The model that a plan would give, cut and repaired."""
+    prepared = studied.prepared
+    analysis = prepared.analysis
+    removed = decide(prepared, judged, options, None, share, weights).removed
+    alive = analysis.coupling.alive(removed)
+    model = cut(analysis.model, analysis.shapes, analysis.coupling, alive)[0]
+    if options.repair_name == "none":
+        return model
+    return repaired(studied, prepared.registry.repair(options.repair_name), model, removed)[0]
+
+
+def _outputs(model: Model, feeds: list[Feeds]) -> list[list[Array]]:
+    runner = session(model)
+    return [run_session(runner, feed) for feed in feeds]

@@ -1,0 +1,130 @@
+"""A prepared model at work on calibration inputs: evidence for the plan, and repair after it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphprune.calibrate.choose import Calibration, calibration
+from graphprune.calibrate.preprocess import Preprocess
+from graphprune.coupling import Group, Mask
+from graphprune.criteria import Criterion, Scores
+from graphprune.criteria.evidence import Evidence, gather
+from graphprune.criteria.surgeon import Consumer
+from graphprune.model import Array, Model
+from graphprune.options import Options
+from graphprune.prepared import Prepared
+from graphprune.repair.damage import Damage, Repair, Repaired, silent
+from graphprune.shapes import infer
+
+Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Calibration inputs (``None`` where weights alone decide) and the model they run through."""
+
+    prepared: Prepared
+    original: Model  # the normal form with BatchNormalization folded
+    inputs: Calibration | None
+    memory: float  # bytes
+    seed: int
+
+
+def study(prepared: Prepared, options: Options, progress: Progress = silent) -> Study:
+    """Choose, make or open the calibration inputs that the options ask for."""
+    analysis = prepared.analysis
+    inputs = None
+    if options.needs_inputs(prepared.registry):
+        inputs = calibration(
+            options.calib,
+            analysis.model,
+            analysis.shapes,
+            analysis.cost.of(analysis.nothing_removed).macs,
+            prepared.cache,
+            count=options.samples,
+            seed=options.scoring.seed,
+            preprocess=None if options.preprocess is None else Preprocess.parse(options.preprocess),
+            progress=progress,
+        )
+    original = prepared.folded(analysis.model)
+    return Study(prepared, original, inputs, options.memory * 1e9, options.scoring.seed)
+
+
+def evidence(
+    studied: Study, criterion: Criterion, scores: Scores, progress: Progress = silent
+) -> dict[int, Evidence]:
+    """Evidence by group index. Units leave in the order that the criterion finds on the inputs, or
+    in that of ``scores`` where it looks at weights alone."""
+    assert studied.inputs is not None
+    analysis = studied.prepared.analysis
+    groups = analysis.coupling.groups
+
+    def order(group: Group, consumers: list[Consumer]) -> NDArray[np.int64] | None:
+        if criterion.greedy:
+            return None
+        if criterion.observed is None:
+            return np.argsort(scores[group.units], kind="stable")
+        found = np.sum([criterion.observed(consumer) for consumer in consumers], axis=0)
+        return np.argsort(found, kind="stable")
+
+    def make() -> Mapping[str, Array]:
+        assert studied.inputs is not None
+        found = gather(
+            analysis,
+            studied.original,
+            studied.inputs.feeds,
+            order,
+            memory=studied.memory,
+            seed=studied.seed,
+            progress=progress,
+        )
+        arrays = {f"order_{g}": e.order for g, e in found.items()}
+        return arrays | {f"curve_{g}": e.curve for g, e in found.items()}
+
+    by_weights = not criterion.greedy and criterion.observed is None
+    parts = (
+        "evidence",
+        studied.original.sha256,
+        studied.inputs.key,
+        criterion.name,
+        studied.seed,
+        [(group.name, len(group)) for group in groups],
+        hashlib.sha256(scores.tobytes()).hexdigest() if by_weights else "",
+    )
+    kept = studied.prepared.cache(parts, make)
+    indices = [int(name.removeprefix("order_")) for name in kept if name.startswith("order_")]
+    return {g: Evidence(kept[f"order_{g}"], kept[f"curve_{g}"]) for g in sorted(indices)}
+
+
+def damage(studied: Study, cut_model: Model, removed: Mask, progress: Progress = silent) -> Damage:
+    """What a repair needs to know about a model from which ``removed`` has been cut."""
+    analysis = studied.prepared.analysis
+    pruned = studied.prepared.folded(cut_model)
+    sizes = studied.prepared.context.scope.input_shapes
+    return Damage(
+        analysis.model,
+        studied.original,
+        pruned,
+        analysis.shapes,
+        analysis.coupling,
+        analysis.coupling.alive(removed),
+        {**infer(pruned, sizes).dtype, **analysis.shapes.dtype},
+        studied.inputs.feeds if studied.inputs else (),
+        studied.memory,
+        studied.seed,
+        progress,
+    )
+
+
+def repaired(
+    studied: Study, repair: Repair, cut_model: Model, removed: Mask, progress: Progress = silent
+) -> tuple[Model, tuple[Repaired, ...]]:
+    """The cut model with repaired weights; itself where nothing was cut."""
+    if not removed.any():
+        return cut_model, ()
+    return repair.run(damage(studied, cut_model, removed, progress))
