@@ -22,7 +22,7 @@ from graphprune.options import Options
 from graphprune.output import check_data, check_outputs, write_result
 from graphprune.pipeline import Change, Pass, PassResult, Pipeline
 from graphprune.plan import Plan, removed_units
-from graphprune.planning import FALLBACK, Judged, decide, judge, written
+from graphprune.planning import FALLBACK, Judged, decide, judge, rehearse, written
 from graphprune.prepared import Prepared, analyse, prepare, registry
 from graphprune.repair.damage import Repaired, silent
 from graphprune.result import Result, Summary
@@ -32,7 +32,7 @@ from graphprune.study import Progress, Study, repaired, study
 from graphprune.targets import choose
 from graphprune.validate import Verdict, measure, scorer_of, verify
 
-__all__ = ["analyse", "apply", "prepare", "prune", "registry"]
+__all__ = ["analyse", "apply", "plan", "prepare", "prune", "registry"]
 
 MARGIN = 64  # bytes kept free when a file's size is the budget
 Stage = Callable[[str], AbstractContextManager[Progress]]
@@ -91,14 +91,32 @@ def prune(
     return replace(result, seconds=dict(clock.seconds))
 
 
+def plan(prepared: Prepared, options: Options) -> tuple[Plan, Decision]:
+    """Score the units and choose which leave; nothing is cut."""
+    studied = study(prepared, options)
+    judged = judge(studied, options)
+    decision = decide(prepared, judged, options)
+    return written(studied, judged, decision, options), decision
+
+
 def _studied(
-    model: str | Path | onnx.ModelProto, output: str | Path | None, options: Options, clock: Clock
+    model: str | Path | onnx.ModelProto,
+    output: str | Path | None,
+    options: Options,
+    clock: Clock,
+    wanted: bool = True,
 ) -> Study:
+    """Load and analyse; then, unless the plan is there already, see that one is possible at all
+    before minutes go into calibration."""
     original = clock("load", lambda _: load(model))
     check_data(original, output)
     size = source_bytes(model, original)
     cache = Cache(beside(model) if options.cache else None)
     prepared = clock("analyse", lambda _: analyse(original, size, options.scope, cache=cache))
+    if options.eval_data is not None:
+        scorer_of(options.eval_data, original)  # a wrong file is said now, not after minutes
+    if wanted and options.needs_inputs(prepared.registry):
+        clock("plan", lambda _: rehearse(prepared, options))
     return clock("calibrate", lambda progress: study(prepared, options, progress))
 
 
@@ -124,18 +142,18 @@ def _made(
 ) -> _Made:
     """Decide, cut, prove and repair; once more where the file or the parameters of the result are
     not what the cost model counted and the budget is on them."""
-    margins: dict[str, float] = {}
-    while True:
+    prepared = studied.prepared
+
+    def attempt(margins: Mapping[str, float]) -> _Made:
         decision = clock(
-            "plan",
-            lambda _: decide(studied.prepared, judged, options, margins, share, weights),
+            "plan", lambda _: decide(prepared, judged, options, margins, share, weights)
         )
         plan = clock("plan", lambda _: written(studied, judged, decision, options, share))
-        made = _carried_out(studied, plan, decision, options, clock)
-        missed = _missed(studied, made, options) if share is None and not margins else {}
-        if not missed:
-            return made
-        margins = missed
+        return _carried_out(studied, plan, decision, options, clock)
+
+    made = attempt({})
+    missed = _missed(studied, made, options) if share is None else {}
+    return attempt(missed) if missed else made
 
 
 def _missed(studied: Study, made: _Made, options: Options) -> dict[str, float]:
@@ -156,7 +174,9 @@ def _carried_out(
     studied: Study, plan: Plan, decision: Decision, options: Options, clock: Clock
 ) -> _Made:
     prepared = studied.prepared
-    done: PassResult = clock("cut", lambda _: _cut(prepared, plan))
+    passes = prepared.registry.passes
+    remove, share = passes["remove_channels"](plan), passes["share_vectors"]()
+    done = clock("cut", lambda _: _run(prepared, remove, prepared.analysis.model))
     error = None
     if options.verify:  # law 3 holds for the cut itself, so before any weight is repaired
         seed = options.scoring.seed
@@ -172,7 +192,9 @@ def _carried_out(
             "repair",
             lambda progress: repaired(studied, repair, done.model, decision.removed, progress),
         )
-    return _Made(plan, decision, model, done.changes, repairs, error)
+    shared = _run(prepared, share, model)
+    changes = (*done.changes, *shared.changes)
+    return _Made(plan, decision, shared.model, changes, repairs, error)
 
 
 def apply(
@@ -206,7 +228,7 @@ def apply(
             f"the plan was repaired on {inputs['source']}",
             hint="Give the same inputs with --calib.",
         )
-    studied = _studied(model, output, chosen, clock)
+    studied = _studied(model, output, chosen, clock, wanted=False)
     removed = removed_units(made, studied.prepared.analysis)
     if inputs and studied.inputs is not None and studied.inputs.key != inputs["key"]:
         raise UsageError(
@@ -221,10 +243,8 @@ def apply(
     return replace(result, seconds=dict(clock.seconds))
 
 
-def _cut(prepared: Prepared, made: Plan) -> PassResult:
-    passes = prepared.registry.passes
-    steps: tuple[Pass, ...] = (passes["remove_channels"](made), passes["share_vectors"]())
-    return Pipeline(steps).run(prepared.analysis.model, prepared.context)
+def _run(prepared: Prepared, step: Pass, model: Model) -> PassResult:
+    return Pipeline((step,)).run(model, prepared.context)
 
 
 def _judge(studied: Study, made: _Made, options: Options, clock: Clock) -> Result:

@@ -173,6 +173,8 @@ def _ladder(
     order = group.units[np.argsort(importance, kind="stable")]
     step, width = _step_of(analysis, group, target)
     size = len(group)
+    while not target.strict and size < target.fewest_steps * step and step % 2 == 0:
+        step //= 2
     least = max(1, math.ceil(target.minimum / width), int(held[group.units].sum()))
     counts = [k for k in range(size // step * step, 0, -step) if k >= least]
     return _Ladder(order, sorted({size, *counts}, reverse=True))

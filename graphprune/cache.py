@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from graphprune.model import Array
 
 FOLDER = ".graphprune"
+WORTH_KEEPING = 2.0  # seconds: what takes less is made anew
 FORMAT = 1  # changes with what a cached result means
 BROKEN = (OSError, ValueError, EOFError, KeyError)
 Arrays = Mapping[str, Array]
@@ -36,8 +38,10 @@ class Cache:
         found = _read(path)
         if found is not None:
             return found
+        start = time.perf_counter()
         made = make()
-        _write(path, made)
+        if time.perf_counter() - start >= WORTH_KEEPING:
+            _write(path, made)
         return made
 
 

@@ -7,8 +7,9 @@ rows of a matrix, so that statistics and repairs need not know operators.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from onnx import helper
 from graphprune.model import Array, Model, set_initializer
 
 Matrix = NDArray[np.float64]
-BLOCK = 1 << 24  # elements of an unfolded block: rows beyond it are made in a next one
+Attributes = Mapping[str, Any]
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 RECURRENT = ("LSTM", "GRU", "RNN")
 
@@ -99,7 +100,7 @@ class Linear:
             return parts.transpose(0, 2, 1, 3).reshape(shape)
         if self.kind == "Conv" or self.kind in RECURRENT:
             return matrix.reshape(shape)
-        plain = matrix[0] / self.alpha
+        plain: Matrix = matrix[0] / self.alpha
         return plain if self.transposed else plain.T
 
 
@@ -117,37 +118,29 @@ def linears(model: Model) -> list[Linear]:
 
 
 def _linear(model: Model, index: int, node: onnx.NodeProto) -> Linear | None:
-    if node.domain or len(node.input) < 2 or node.input[1] not in model.initializers:
+    if node.domain or node.op_type not in READ or len(node.input) < 2:
         return None
-    if node.input[0] in model.constant_names:
+    if node.input[0] in model.constant_names or node.input[1] not in model.initializers:
         return None
-    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
-    if node.op_type in RECURRENT:
-        bias = node.input[3] if len(node.input) > 3 and node.input[3] else None
+    place = 3 if node.op_type in RECURRENT else 2
+    bias = node.input[place] if len(node.input) > place and node.input[place] else None
     if bias is not None and (bias not in model.initializers or len(model.consumers[bias]) != 1):
         return None
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     common = Linear(index, node.op_type, node.input[0], node.input[1], bias, node.output[0], 1)
-    shape = tuple(model.initializers[node.input[1]].dims)
-    if node.op_type in CONVOLUTIONS:
-        return _convolution(common, shape, attributes)
-    if node.op_type == "Gemm" and not attributes.get("transA", 0) and len(shape) == 2:
-        return _gemm(model, common, attributes)
-    if node.op_type == "MatMul" and len(shape) == 2:
-        return _with_added_bias(model, common, shape[1])
-    if node.op_type in RECURRENT and not attributes.get("layout", 0):
-        return replace(common, y=None)
-    return None
+    return READ[node.op_type](model, common, attributes)
 
 
-def _convolution(
-    common: Linear, shape: tuple[int, ...], attributes: Mapping[str, object]
-) -> Linear | None:
+def _recurrent(model: Model, common: Linear, attributes: Attributes) -> Linear | None:
+    return None if attributes.get("layout", 0) else replace(common, y=None)
+
+
+def _convolution(model: Model, common: Linear, attributes: Attributes) -> Linear | None:
+    shape = tuple(model.initializers[common.weight].dims)
     spatial = len(shape) - 2
     auto = attributes.get("auto_pad", b"NOTSET")
     pads = attributes.get("pads") or [0] * (2 * spatial)
     ones = (1,) * spatial
-    assert isinstance(pads, list) and isinstance(auto, bytes)
     if attributes.get("output_shape"):
         return None
     auto_pad = auto.decode()
@@ -155,18 +148,19 @@ def _convolution(
         return None
     return replace(
         common,
-        groups=int(attributes.get("group", 1)),  # type: ignore[call-overload]
+        groups=int(attributes.get("group", 1)),
         kernel=shape[2:],
-        strides=tuple(attributes.get("strides") or ones),  # type: ignore[arg-type]
-        dilations=tuple(attributes.get("dilations") or ones),  # type: ignore[arg-type]
+        strides=tuple(attributes.get("strides") or ones),
+        dilations=tuple(attributes.get("dilations") or ones),
         pads=tuple(pads[:spatial]),
         auto_pad=auto_pad,
     )
 
 
-def _gemm(model: Model, common: Linear, attributes: Mapping[str, object]) -> Linear | None:
-    alpha, beta = (float(attributes.get(key, 1.0)) for key in ("alpha", "beta"))  # type: ignore[arg-type]
-    if alpha == 0 or beta == 0:
+def _gemm(model: Model, common: Linear, attributes: Attributes) -> Linear | None:
+    alpha, beta = (float(attributes.get(key, 1.0)) for key in ("alpha", "beta"))
+    flat = len(model.initializers[common.weight].dims) == 2
+    if alpha == 0 or beta == 0 or attributes.get("transA", 0) or not flat:
         return None
     if common.bias is not None and sum(d > 1 for d in model.initializers[common.bias].dims) > 1:
         return None
@@ -174,11 +168,17 @@ def _gemm(model: Model, common: Linear, attributes: Mapping[str, object]) -> Lin
     return replace(common, transposed=transposed, alpha=alpha, beta=beta)
 
 
-def _with_added_bias(model: Model, common: Linear, outputs: int) -> Linear:
-    """A MatMul whose only reader adds a constant vector: that vector is its bias."""
-    assert common.y is not None
-    readers = model.consumers.get(common.y, [])
-    if len(readers) != 1 or common.y in model.output_names or readers[0][1] < 0:
+def _product(model: Model, common: Linear, attributes: Attributes) -> Linear | None:
+    """A MatMul; where its only reader adds a constant vector, that vector is its bias."""
+    shape = tuple(model.initializers[common.weight].dims)
+    if len(shape) != 2 or common.y is None:
+        return None
+    return _with_added_bias(model, common, common.y, shape[1])
+
+
+def _with_added_bias(model: Model, common: Linear, y: str, outputs: int) -> Linear:
+    readers = model.consumers.get(y, [])
+    if len(readers) != 1 or y in model.output_names or readers[0][1] < 0:
         return common
     place, position = readers[0]
     node = model.nodes[place]
@@ -193,6 +193,14 @@ def _with_added_bias(model: Model, common: Linear, outputs: int) -> Linear:
     return replace(common, bias=other, y=node.output[0], bias_node=place)
 
 
+READ: dict[str, Callable[[Model, Linear, Attributes], Linear | None]] = {
+    **dict.fromkeys(CONVOLUTIONS, _convolution),
+    **dict.fromkeys(RECURRENT, _recurrent),
+    "Gemm": _gemm,
+    "MatMul": _product,
+}
+
+
 # --- rows ---
 
 
@@ -201,10 +209,7 @@ def positions(linear: Linear, y_shape: Sequence[int], most: int, seed: Sequence[
 
     For a convolution these are spatial positions (used for every sample), else rows of the chunk.
     """
-    if linear.kind in CONVOLUTIONS:
-        total = math.prod(y_shape[2:])
-    else:
-        total = math.prod(y_shape[:-1])
+    total = math.prod(y_shape[2:] if linear.kind in CONVOLUTIONS else y_shape[:-1])
     if total <= most:
         return np.arange(total)
     rng = np.random.default_rng(list(seed))

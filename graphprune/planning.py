@@ -85,6 +85,15 @@ def decide(
         raise _explained(error, prepared) from error
 
 
+def rehearse(prepared: Prepared, options: Options) -> None:
+    """Raise what an impossible budget raises, from weights alone."""
+    if not options.budgets():
+        return
+    by_weights = prepared.registry.criterion(FALLBACK)
+    scores = score(prepared.analysis.model, prepared.analysis.coupling, by_weights, Scoring())
+    decide(prepared, Judged(scores, {}), options)
+
+
 def written(
     studied: Study, judged: Judged, decision: Decision, options: Options, share: float | None = None
 ) -> Plan:

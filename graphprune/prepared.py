@@ -15,6 +15,8 @@ from graphprune.pipeline import Context, Pipeline
 from graphprune.plugins import Registry, collect, installed
 from graphprune.storage import load, source_bytes
 
+NO_CACHE = Cache(None)
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -25,7 +27,7 @@ class Prepared:
     context: Context
     registry: Registry
     original_bytes: int
-    cache: Cache = Cache(None)
+    cache: Cache = NO_CACHE
 
     @property
     def unknown_notes(self) -> list[str]:
@@ -67,5 +69,5 @@ def analyse(
             raise UsageError(f"--input-shape {list(shape)} has a size below 1", name)
     context = Context(rules=offered.rules, scope=scope or Scope())
     normal = Pipeline(offered.prepare).run(original, context).model
-    kept = cache or Cache(None)
+    kept = cache or NO_CACHE
     return Prepared(original, context.analysis(normal), context, offered, original_bytes, kept)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from graphprune.model import Array, Model
 from graphprune.options import Options
 from graphprune.prepared import Prepared
 from graphprune.repair.damage import Damage, Repair, Repaired, silent
+from graphprune.runtime import random_inputs, run_session, session
 from graphprune.shapes import infer
 
 Progress = Callable[[float], None]
@@ -38,21 +39,24 @@ class Study:
 def study(prepared: Prepared, options: Options, progress: Progress = silent) -> Study:
     """Choose, make or open the calibration inputs that the options ask for."""
     analysis = prepared.analysis
-    inputs = None
-    if options.needs_inputs(prepared.registry):
-        inputs = calibration(
-            options.calib,
-            analysis.model,
-            analysis.shapes,
-            analysis.cost.of(analysis.nothing_removed).macs,
-            prepared.cache,
-            count=options.samples,
-            seed=options.scoring.seed,
-            preprocess=None if options.preprocess is None else Preprocess.parse(options.preprocess),
-            progress=progress,
-        )
     original = prepared.folded(analysis.model)
-    return Study(prepared, original, inputs, options.memory * 1e9, options.scoring.seed)
+    studied = Study(prepared, original, None, options.memory * 1e9, options.scoring.seed)
+    if not options.needs_inputs(prepared.registry):
+        return studied
+    unoptimised = session(prepared.original, optimise=False)  # names the node at fault, if any
+    run_session(unoptimised, random_inputs(prepared.original, analysis.shapes))
+    inputs = calibration(
+        options.calib,
+        analysis.model,
+        analysis.shapes,
+        analysis.cost.of(analysis.nothing_removed).macs,
+        prepared.cache,
+        count=options.samples,
+        seed=options.scoring.seed,
+        preprocess=None if options.preprocess is None else Preprocess.parse(options.preprocess),
+        progress=progress,
+    )
+    return replace(studied, inputs=inputs)
 
 
 def evidence(

@@ -12,7 +12,7 @@ from typing import Any
 
 from graphprune.errors import UsageError
 
-KEYS = {"name", "description", "minimum", "multiple", "macs_per_element"}
+KEYS = {"name", "description", "minimum", "multiple", "macs_per_element", "fewest_steps"}
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Target:
     minimum: int = 1
     multiple: Mapping[str, int] = field(default_factory=dict)
     macs_per_element: float = 0.0  # roofline balance: MACs in the time of one element of traffic
+    fewest_steps: int = 1  # a group too narrow for so many steps of the grid takes finer ones
     strict: bool = False  # --round-to: the grid is never made finer
     fixed_minimum: bool = False  # --min-channels: the minimum is never lowered
 
@@ -113,16 +114,18 @@ def _parse(text: str, where: str) -> Target:
     multiple = data.get("multiple", {})
     if not isinstance(multiple, dict):
         raise UsageError("`multiple` must be a table of operators", where)
-    numbers = [*multiple.values(), data.get("minimum", 1)]
+    fewest = data.get("fewest_steps", 1)
+    numbers = [*multiple.values(), data.get("minimum", 1), fewest]
     balance = data.get("macs_per_element", 0.0)
     if type(balance) not in (int, float) or balance < 0:
         raise UsageError("macs_per_element must be a number from 0 on", where)
     if not all(type(v) is int and v >= 1 for v in numbers):
-        raise UsageError("multiples and the minimum must be whole numbers from 1 on", where)
+        raise UsageError("multiples, minimum and fewest_steps must be whole numbers from 1 on", where)
     return Target(
         str(data.get("name", Path(where).stem)),
         str(data.get("description", "")),
         data.get("minimum", 1),
         multiple,
         float(balance),
+        fewest,
     )

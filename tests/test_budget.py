@@ -113,7 +113,7 @@ def test_no_axis_is_ever_emptied(seed: int) -> None:
     decision = allocate(analysis, scores, FREE, {"macs": 1e-6}, allow_miss=True)
     assert empty_axes(analysis, decision) == []
     options = {"round_to": 1, "min_channels": 1, "measure": False, "allow_miss": True}
-    result = api.prune(model, flops=1e-6, **options)
+    result = api.prune(model, flops=1e-6, criterion="l1", repair="none", **options)
     ort.InferenceSession(result.model.SerializeToString())
 
 
@@ -144,7 +144,7 @@ def test_grid_is_honoured_on_every_producer(seed: int) -> None:
     before = {t.name: list(t.dims) for t in random_cnn(seed).graph.initializer}
     result = api.prune(
         random_cnn(seed), flops=0.3, round_to=multiple, min_channels=1, measure=False,
-        allow_miss=True,
+        allow_miss=True, criterion="l1", repair="none",
     )  # fmt: skip
     for node in result.model.graph.node:
         if node.op_type != "Conv":

@@ -22,9 +22,10 @@ from graphprune import api
 from graphprune.rules.elementwise import unary
 
 Run = Callable[..., Any]
-HALF = ("--target-flops", "0.5")
+WEIGHTS = ("--criterion", "l1", "--repair", "none")  # what needs no calibration inputs
+HALF = ("--target-flops", "0.5", *WEIGHTS)
 FINE = ("--round-to", "1", "--min-channels", "1")
-QUICK = ("--no-measure", "--quiet")
+QUICK = ("--no-measure", "--quiet", *WEIGHTS)
 
 
 def shapes(path: Path) -> dict[str, list[int]]:
@@ -74,7 +75,7 @@ def test_flops_are_exact_on_the_shipped_model(
     run: Run, resnet: Path, tmp_path: Path, share: float
 ) -> None:
     ran = run(
-        resnet, "--target-flops", share, "--round-to", 1, "--no-measure", "--json",
+        resnet, *WEIGHTS, "--target-flops", share, "--round-to", 1, "--no-measure", "--json",
         "-o", tmp_path / "out.onnx",
     )  # fmt: skip
     document = read_json(ran.out)
@@ -85,7 +86,7 @@ def test_flops_are_exact_on_the_shipped_model(
 def test_several_budgets_all_hold(run: Run, resnet: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     ran = run(
-        resnet, "--target-flops", 0.7, "--target-params", 0.6, "--target-size", 0.65,
+        resnet, *WEIGHTS, "--target-flops", 0.7, "--target-params", 0.6, "--target-size", 0.65,
         "--no-measure", "--json", *FINE, "-o", out,
     )  # fmt: skip
     ratio = read_json(ran.out)["ratio"]
@@ -98,7 +99,7 @@ def test_several_budgets_all_hold(run: Run, resnet: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("share", [0.8, 0.5])
 def test_size_is_that_of_the_file(run: Run, resnet: Path, tmp_path: Path, share: float) -> None:
     out = tmp_path / "out.onnx"
-    ran = run(resnet, "--target-size", share, "--no-measure", "--json", *FINE, "-o", out)
+    ran = run(resnet, *WEIGHTS, "--target-size", share, "--no-measure", "--json", *FINE, "-o", out)
     document = read_json(ran.out)
     assert share - 0.02 <= out.stat().st_size / resnet.stat().st_size <= share
     assert document["before"]["bytes"] == resnet.stat().st_size
@@ -456,14 +457,14 @@ def test_exit_3(run: Run, tmp_path: Path) -> None:
 
 def test_exit_4(run: Run, small: Path) -> None:
     before = small.read_bytes()
-    ran = run(small, "--target-flops", 0.0001)
+    ran = run(small, *WEIGHTS, "--target-flops", 0.0001)
     assert (ran.code, ran.out) == (4, "")
     assert "reachable" in ran.err
     assert untouched(small, before)
 
 
 def test_allow_miss_comes_near_and_says_so(run: Run, small: Path) -> None:
-    ran = run(small, "--target-flops", 0.0001, "--allow-miss", "--no-measure")
+    ran = run(small, *WEIGHTS, "--target-flops", 0.0001, "--allow-miss", "--no-measure")
     assert ran.code == 0
     assert "missed" in ran.out
 
@@ -489,12 +490,12 @@ def test_exit_6(run: Run, resnet: Path, labelled: Path, tmp_path: Path) -> None:
     out, plan = tmp_path / "out.onnx", tmp_path / "plan.json"
     out.write_bytes(b"an earlier result")
     gate = ("--eval", labelled, "--max-accuracy-drop", 1)
-    ran = run(resnet, "--target-flops", 0.2, *FINE, *gate, "-o", out, "--plan-out", plan)
+    ran = run(resnet, *WEIGHTS, "--target-flops", 0.2, *FINE, *gate, "-o", out, "--plan-out", plan)
     assert (ran.code, ran.out) == (6, "")
     assert "points" in ran.err
     assert out.read_bytes() == b"an earlier result"
     assert not plan.exists()
-    assert run(resnet, "--target-flops", 1, *gate, "-o", out).code == 0
+    assert run(resnet, *WEIGHTS, "--target-flops", 1, *gate, "-o", out).code == 0
 
 
 def test_exit_7(run: Run, small: Path) -> None:

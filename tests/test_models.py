@@ -20,6 +20,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 ARCHITECTURES = sorted((SHARED / "models" / "architectures").glob("*.onnx"))
 TRAINED = sorted((SHARED / "models").glob("*.onnx"))
+WEIGHTS: dict[str, Any] = {"criterion": "l1", "repair": "none"}
 RECURRENT = ("lstm",)  # held by an operator that has no removal rule yet
 
 needs_shared = pytest.mark.skipif(not ARCHITECTURES, reason="the shared models are not here")
@@ -40,7 +41,7 @@ def filled(path: Path) -> onnx.ModelProto:
 @pytest.mark.parametrize("path", [*ARCHITECTURES, *TRAINED], ids=lambda path: path.stem)
 def test_half_of_the_macs(path: Path) -> None:
     model = filled(path) if path in ARCHITECTURES else onnx.load(path)
-    result = prune(model, flops=0.5, allow_miss=True, measure=False)
+    result = prune(model, flops=0.5, allow_miss=True, measure=False, **WEIGHTS)
     assert result.verdict.relative_error is not None
     assert result.verdict.relative_error <= 1e-4
     if not path.stem.startswith(RECURRENT):
@@ -49,7 +50,7 @@ def test_half_of_the_macs(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(LIGHT.glob("*.onnx")), ids=lambda path: path.stem)
 def test_light_models(path: Path) -> None:
-    result = prune(path, flops=0.5, measure=False)
+    result = prune(path, flops=0.5, measure=False, **WEIGHTS)
     assert 0.48 <= result.after.macs / result.before.macs <= 0.5
     assert result.verdict.passed
 
@@ -58,7 +59,7 @@ def shrunk(name: str) -> list[tuple[int, int, int]]:
     """(producers, consumers, widest slots per unit on one axis) of every group that lost units."""
     prepared = prepare(filled(SHARED / "models" / "architectures" / f"{name}.onnx"))
     coupling = prepared.analysis.coupling
-    planned, _ = make_plan(prepared, Options(flops=0.5))
+    planned, _ = make_plan(prepared, Options(flops=0.5, **WEIGHTS))
     rows = []
     for group, entry in zip(coupling.groups, planned.groups, strict=True):
         if not entry.removed:
@@ -116,7 +117,7 @@ def test_every_opset(opset: int) -> None:
                 tensor.name, tensor.data_type, tensor.dims
             )
             model.graph.input.append(declared)
-    result = prune(model, flops=0.5, measure=False)
+    result = prune(model, flops=0.5, measure=False, **WEIGHTS)
     onnx.checker.check_model(result.model, full_check=True)
     assert result.verdict.passed
     assert len(result.model.graph.input) == len(model.graph.input)

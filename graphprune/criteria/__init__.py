@@ -42,10 +42,10 @@ class Criterion:
 
     ``element(weights, axis, seed)`` gives s(theta): an array like the weights, or one number per
     slot of ``axis`` for criteria that look at whole slots. ``combine`` may take the parts of all
-    roles into its own hands (a product of producers and consumers, say) instead of the aggregation
-    asked for. A criterion on calibration inputs gives ``observed(consumer)``, a number for each unit
-    that the consumer reads, instead; a ``greedy`` one drops the unit of least second-order error,
-    updates the weights, and looks again.
+    roles into its own hands (a product of producers and consumers, say) instead of the
+    aggregation asked for. A criterion on calibration inputs gives ``observed(consumer)`` instead,
+    a number for each unit that the consumer reads; a ``greedy`` one drops the unit of least
+    second-order error, updates the weights, and looks again.
     """
 
     name: str

@@ -13,6 +13,7 @@ from graphprune.analysis import Analysis
 from graphprune.coupling import Group
 from graphprune.criteria.surgeon import Consumer, Matrix, Sweep, sweep
 from graphprune.distortion import distortion
+from graphprune.errors import ModelError
 from graphprune.frontier import Frontier
 from graphprune.least_squares import offset
 from graphprune.linear import Linear, linears, rewritten
@@ -55,9 +56,9 @@ def gather(
 ) -> dict[int, Evidence]:
     """Evidence by group index; groups that no linear operator reads have none.
 
-    ``original`` computes what ``analysis.model`` does, with the same names. One walk over the model:
-    each group is judged as soon as all its readers' inputs have been seen, so that few Gram
-    matrices are held at a time.
+    ``original`` computes what ``analysis.model`` does, with the same names. One walk over it: each
+    group is judged as soon as all its readers' inputs have been seen, so that few Gram matrices
+    are held at a time.
     """
     readers = _readers(analysis, original)
     waiting = {g: {r.linear.weight for r in found} for g, found in readers.items()}
@@ -99,6 +100,10 @@ def observed(linear: Linear, frontier: Frontier, seed: int) -> Moments:
             sums = sums or Sums.empty(rows, nothing)
             sums.add(rows, nothing)
     assert sums is not None
+    if not np.isfinite(sums.xx).all():
+        raise ModelError(
+            "activations on the calibration inputs are NaN or infinite", f"tensor {linear.x!r}"
+        )
     return sums.centred()
 
 
@@ -205,6 +210,12 @@ class _Effect:
         self.feeds = self._few(feeds, max(FEWEST, EVALUATIONS // max(1, groups * len(STOPS))))
         runner = session(model)
         self.reference = [run_session(runner, feed) for feed in self.feeds]
+        floats = [a for answer in self.reference for a in answer if a.dtype.kind == "f"]
+        if floats and not all(np.isfinite(array).all() for array in floats):
+            raise ModelError(
+                "nothing can be scored: outputs on the calibration inputs are NaN or infinite",
+                hint="Check the weights for infinities and overflows, or give --calib.",
+            )
 
     @staticmethod
     def _few(feeds: Sequence[Feeds], samples: int) -> list[Feeds]:

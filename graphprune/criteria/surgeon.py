@@ -117,8 +117,8 @@ def sweep(
             scores = np.sum([c.errors(alive) for c in consumers], axis=0)
             chosen = alive[np.argsort(scores, kind="stable")[:count]]
         cost = sum(c.remove(chosen) for c in consumers)
-        for i in range(len(chosen)):
-            curve.append(curve[-1] + max(cost, 0.0) / len(chosen))
+        each = max(cost, 0.0) / len(chosen)
+        curve += [curve[-1] + each * (i + 1) for i in range(len(chosen))]
         gone += chosen.tolist()
         alive = alive[~np.isin(alive, chosen)]
         if len(written) < len(stops) and len(gone) >= stops[len(written)]:

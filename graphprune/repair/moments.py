@@ -4,72 +4,122 @@ activations themselves)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
-from graphprune.coupling import Coupling, Mask
-from graphprune.linear import Matrix, rewritten
+from graphprune.coupling import Mask
+from graphprune.linear import Linear, Matrix, rewritten
 from graphprune.model import Model
-from graphprune.repair.consumers import Consumer, Untouched, channel_axis, consumers
-from graphprune.repair.propagate import Rows, StopError, propagate
-from graphprune.repair.reconstruct import Repaired
-from graphprune.shapes import Shapes
+from graphprune.repair.consumers import Consumer, Index, channel_axis, consumers, places_of
+from graphprune.repair.damage import Damage, Repaired
+from graphprune.repair.propagate import propagate
+from graphprune.repair.rows import Rows, StopError
 
-RIDGE = 1e-2  # share of the mean variance of a consumer's inputs
+RIDGES = (0.03, 0.1, 0.3, 1.0)  # shares of the mean variance of a consumer's inputs; smaller ones
+# would trust the rows more than they deserve where BatchNormalization has been folded away
+SEEN = 0.8  # share of the rows that readings are fitted to while the others choose the ridge
 
 
 def compensate(
-    normal: Model,
-    original: Model,
-    pruned: Model,
-    shapes: Shapes,
-    coupling: Coupling,
-    alive: Mask,
-    *,
-    ridge: float = RIDGE,
-    rows: int = 2048,
-    seed: int = 0,
-) -> tuple[Model, tuple[Repaired | Untouched, ...]]:
-    """``pruned`` with every consumer of lost channels P reading them off the kept ones S.
+    damage: Damage, *, ridges: Sequence[float] = RIDGES, rows: int = 2048
+) -> tuple[Model, tuple[Repaired, ...]]:
+    """The pruned model with every consumer of lost channels P reading them off the kept ones S.
 
-    x_P is taken for mu_P + B (x_S - mu_S), B = C_PS (C_SS + λ mean(diag C) I)⁻¹, the same B at
-    every tap; mu and C are the moments that ``rows`` random rows have which walk ``normal``.
-    ``original`` and ``pruned`` have their BatchNormalization folded; names agree in all three,
-    ``shapes`` and ``coupling`` are of ``normal``. Arithmetic is in float64.
+    x_P is taken for mu_P + B (x_S - mu_S), B = C_PS (C_SS + λ mean(diag C_SS) I)⁻¹, the same B at
+    every tap; mu and C are the moments of ``rows`` random rows that walk the normal form, λ is the
+    one of ``ridges`` that does best on rows which the fit has not seen. Consumers of tensors of
+    which nothing is known are reported and keep their weights. Arithmetic is in float64; the time
+    is that of one walk and of a few solutions for each consumer.
     """
     by_tensor: dict[str, list[Consumer]] = {}
-    for consumer in consumers(original, pruned, coupling, alive):
+    for consumer in consumers(damage):
         by_tensor.setdefault(consumer.linear.x, []).append(consumer)
-    if not by_tensor:
-        return pruned, ()
-    changed, reports = [], {}
-    for name, found in propagate(normal, shapes, coupling, rows=rows, seed=seed):
+    total = sum(map(len, by_tensor.values()))
+    if not total:
+        return damage.pruned, ()
+    changed: list[tuple[Linear, Matrix, Matrix]] = []
+    reports: dict[int, Repaired] = {}
+    walk = propagate(damage.normal, damage.shapes, damage.coupling, rows=rows, seed=damage.seed)
+    for name, found in walk:
         for consumer in by_tensor.pop(name, []):
             node = consumer.linear.node
             try:
                 if isinstance(found, str):
                     raise StopError(found)
-                fitted, reports[node] = _fitted(consumer, found, ridge)
+                fitted, reports[node] = _fitted(consumer, found, ridges)
                 changed.append(fitted)
+                damage.progress(len(reports) / total)
             except StopError as reason:
-                reports[node] = Untouched(consumer.node, str(reason))
+                reports[node] = Repaired(consumer.node, f"not repaired: {reason}")
         if not by_tensor:
             break
-    return rewritten(pruned, changed), tuple(reports[node] for node in sorted(reports))
+    return rewritten(damage.pruned, changed), tuple(reports[node] for node in sorted(reports))
 
 
-def _fitted(consumer: Consumer, rows: Rows, ridge: float) -> tuple[object, Repaired]:
+def _fitted(
+    consumer: Consumer, rows: Rows, ridges: Sequence[float]
+) -> tuple[tuple[Linear, Matrix, Matrix], Repaired]:
     axis = channel_axis(consumer.linear, rows.index.ndim)
-    columns = rows.channels(axis).reshape(len(consumer.groups), -1)[consumer.groups]
-    mixing, shift = [], []
-    lost = left = total = 0.0
-    for g, kept in enumerate(consumer.kept):
-        unique, place = np.unique(columns[g], return_inverse=True)
-        x = Rows(rows.values, unique[None]).full()[:, 0]
+    columns = rows.along(axis, consumer.channels).reshape(-1, consumer.kept.shape[1])
+    parts = [
+        _Part.of(rows, column, kept, weights)
+        for column, kept, weights in zip(
+            columns[consumer.groups], consumer.kept, consumer.weights, strict=True
+        )
+    ]
+    errors = [sum(part.held_out(ridge) for part in parts) for ridge in ridges]
+    ridge = ridges[int(np.argmin(errors))]
+    mixing, shift = zip(*(part.reading(part.x, ridge) for part in parts), strict=True)
+    scale = max(sum(part.variance for part in parts), float(np.finfo(np.float64).tiny))
+    before = sum(part.lost for part in parts) / scale
+    report = Repaired(consumer.node, f"moments, ridge {ridge:g}", before, min(errors) / scale)
+    return consumer.folded([part.places for part in parts], mixing, shift), report
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One group of a consumer's channels: x [rows, channels], the sum of the weights over taps
+    [out, channels], which channels are kept, and their places among the group's columns."""
+
+    x: Matrix
+    weights: Matrix
+    kept: Mask
+    places: Index
+
+    @staticmethod
+    def of(rows: Rows, columns: Index, kept: Mask, weights: Matrix) -> _Part:
+        places = places_of(columns, kept)
+        if places is None:
+            raise StopError("a channel leaves at some positions only")
+        x = Rows(rows.values, columns[places[:, 0]]).full()
+        return _Part(x, weights[:, places].sum((2, 3)), kept[places[:, 0]], places)
+
+    @property
+    def variance(self) -> float:
+        """Of the output."""
+        return float(((self.x - self.x.mean(0)) @ self.weights.T).var(0).sum())
+
+    @property
+    def lost(self) -> float:
+        """Mean squared share of the output that channels which left had."""
+        y = self.x[:, ~self.kept] @ self.weights[:, ~self.kept].T
+        return float(np.square(y).mean(0).sum())
+
+    def reading(self, x: Matrix, ridge: float) -> tuple[Matrix, Matrix]:
+        """B [lost, kept] and the shift [lost] of the best affine reading of what is lost."""
         mean = x.mean(0)
-        own = x - mean
-        covariance = own.T @ own / len(own)
-        b = regression(covariance, place, kept, ridge)
-        mixing.append(b)
-        shift.append(mean[place[~kept]] - b @ mean[place[kept]])
-        w = consumer.weights[g].sum(-1)
-    return consumer.folded(mixing, shift), Repaired(consumer.node, ridge, 0, 0)
+        s, p = (x - mean)[:, self.kept], (x - mean)[:, ~self.kept]
+        gram = s.T @ s
+        penalty = ridge * np.trace(gram) / len(gram) + np.finfo(np.float64).tiny
+        mix = np.linalg.solve(gram + penalty * np.eye(len(gram)), s.T @ p).T
+        return mix, mean[~self.kept] - mix @ mean[self.kept]
+
+    def held_out(self, ridge: float) -> float:
+        """Mean squared error of the output on rows that the reading has not seen."""
+        seen = int(len(self.x) * SEEN)
+        mix, shift = self.reading(self.x[:seen], ridge)
+        rest = self.x[seen:]
+        missed = rest[:, ~self.kept] - rest[:, self.kept] @ mix.T - shift
+        return float(np.square(missed @ self.weights[:, ~self.kept].T).mean(0).sum())

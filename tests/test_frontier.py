@@ -1,0 +1,416 @@
+"""Activations moved forward segment by segment: those of a whole run, each node run once."""
+
+from __future__ import annotations
+
+import gc
+import resource
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from graphs import Builder, attention, random_cnn
+from onnx import numpy_helper
+
+from graphprune import frontier as under_test
+from graphprune.frontier import Frontier
+from graphprune.linear import linears
+from graphprune.model import Array, Model
+from graphprune.oracle import with_outputs
+from graphprune.runtime import run_session, session
+from graphprune.shapes import infer
+from graphprune.storage import load
+
+HEAD = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]> g '
+Given = Sequence[Mapping[str, Array]]
+
+
+def parsed(text: str, **weights: Array) -> Model:
+    """A model from ONNX text, ``weights`` beside it."""
+    proto = onnx.parser.parse_model(HEAD + text)
+    proto.graph.initializer.extend(numpy_helper.from_array(w, n) for n, w in weights.items())
+    return load(proto)
+
+
+def draw(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape, dtype=np.float32)
+
+
+def opened(model: Model, feeds: Given, **options: Any) -> Frontier:
+    return Frontier(model, infer(model).dtype, feeds, **options, threads=1)
+
+
+def whole(model: Model, feeds: Given, names: Sequence[str]) -> dict[str, list[Array]]:
+    """The same tensors from runs of the whole model, with taps."""
+    taps = [name for name in names if name not in model.output_names]
+    shapes = infer(model)
+    known = {name: kind or onnx.TensorProto.FLOAT for name, kind in shapes.dtype.items()}
+    runner = session(with_outputs(model, taps, replace(shapes, dtype=known)), threads=1)
+    table = [run_session(runner, feed) for feed in feeds]
+    given = [value.name for value in model.outputs] + taps
+    return {name: [row[given.index(name)] for row in table] for name in names}
+
+
+def same(found: Sequence[Array], wanted: Sequence[Array]) -> bool:
+    """Equal up to the rounding of other fusions."""
+    return len(found) == len(wanted) and all(
+        a.shape == b.shape and a.dtype == b.dtype and np.allclose(a, b, rtol=1e-4, atol=1e-5)
+        for a, b in zip(found, wanted, strict=True)
+    )
+
+
+def walk(model: Model, feeds: Given, names: Sequence[str], **options: Any) -> Frontier:
+    """Every name in turn, as wanted alone, against a whole run."""
+    expected = whole(model, feeds, names)
+    moving = opened(model, feeds, **options)
+    for name in names:
+        moving.advance([name])
+        assert same(moving[name], expected[name]), name
+    return moving
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each node was run, by its first output; constants apart."""
+    count: Counter[str] = Counter()
+
+    def counting(model: Model, *rest: Any) -> Any:
+        count.update(n.output[0] for n in model.nodes if n.output[0] not in model.constant_names)
+        return session(model, *rest)
+
+    monkeypatch.setattr(under_test, "session", counting)
+    return count
+
+
+def names_of(model: Model) -> list[str]:
+    return [name for node in model.nodes for name in node.output if name]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_tensor_of_random_networks(seed: int, runs: Counter[str]) -> None:
+    model = load(random_cnn(seed))
+    feeds = [{"x": draw(n, 3, 4, 4, seed=n)} for n in (2, 2, 1)]
+    walk(model, feeds, [n for n in names_of(model) if n not in model.constant_names])
+    assert set(runs.values()) == {1}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_node_runs_once_for_inputs_and_outputs_of_operators(
+    seed: int, runs: Counter[str]
+) -> None:
+    model = load(random_cnn(seed))
+    feeds = [{"x": draw(2, 3, 4, 4, seed=k)} for k in range(3)]
+    names = [name for k in linears(model) for name in (k.x, k.y) if name]
+    expected = whole(model, feeds, list(dict.fromkeys(names)))
+    moving = opened(model, feeds)
+    for linear in linears(model):
+        moving.advance([linear.x, linear.y or linear.x])
+        assert same(moving[linear.x], expected[linear.x])
+        assert same(moving[linear.y or ""], expected[linear.y or ""])
+    assert max(runs.values()) == 1
+
+
+def test_the_number_of_node_runs_is_linear_in_the_depth(runs: Counter[str]) -> None:
+    for depth in (4, 8, 16):
+        runs.clear()
+        b = Builder()
+        y = "x"
+        for _ in range(depth):
+            y = b.add("Relu", b.add("MatMul", y, b.weight(4, 4)))
+        model = load(b.model({"x": [3, 4]}, {y: [3, 4]}))
+        moving = opened(model, [{"x": draw(3, 4)}])
+        for linear in linears(model):
+            moving.advance([linear.x])
+        assert sum(runs.values()) == 2 * (depth - 1)
+
+
+def test_attention(runs: Counter[str]) -> None:
+    model = load(attention())
+    shapes = infer(model)
+    names = [n for n in names_of(model) if n not in model.constant_names]
+    walk(model, [{"x": draw(*shapes.inputs["x"], seed=k)} for k in range(2)], names)
+    assert set(runs.values()) == {1}
+
+
+def test_what_nothing_will_read_is_let_go() -> None:
+    b = Builder()
+    tensors = ["x"]
+    for _ in range(6):
+        tensors.append(b.add("Relu", b.add("MatMul", tensors[-1], b.weight(4, 4))))
+    model = load(b.model({"x": [3, 4]}, {tensors[-1]: [3, 4]}))
+    moving = opened(model, [{"x": draw(3, 4)}])
+    for name in tensors[1:]:
+        moving.advance([name])
+        assert set(moving.held) == {name}
+
+
+def test_a_skipped_output_does_not_hold_its_inputs() -> None:
+    """A recurrent node whose sequence nobody reads: its first output has no name."""
+    b = Builder()
+    b.nodes.append(
+        onnx.helper.make_node("GRU", ["x", b.weight(1, 12, 5), b.weight(1, 12, 4)], ["", "h"])
+    )
+    b.nodes[-1].attribute.append(onnx.helper.make_attribute("hidden_size", 4))
+    y = b.add("Relu", "h")
+    model = load(b.model({"x": [3, 2, 5]}, {y: [1, 2, 4]}))
+    moving = opened(model, [{"x": draw(3, 2, 5)}])
+    moving.advance(["h"])
+    moving.advance([y])
+    assert set(moving.held) == {y}
+
+
+def test_a_residual_stream_is_held_until_it_is_read() -> None:
+    b = Builder()
+    stream = b.add("MatMul", "x", b.weight(4, 4))
+    branch = b.add("MatMul", b.add("Relu", stream), b.weight(4, 4))
+    total = b.add("Add", stream, branch)
+    y = b.add("MatMul", total, b.weight(4, 4))
+    model = load(b.model({"x": [3, 4]}, {y: [3, 4]}))
+    moving = opened(model, [{"x": draw(3, 4)}])
+    moving.advance([branch])
+    assert set(moving.held) == {stream, branch}
+    moving.advance([total])
+    assert set(moving.held) == {total}
+
+
+def test_reaches() -> None:
+    b = Builder()
+    first = b.add("MatMul", "x", b.weight(4, 4))
+    second = b.add("MatMul", b.add("Relu", first), b.weight(4, 4))
+    model = load(b.model({"x": [3, 4]}, {second: [3, 4]}))
+    moving = opened(model, [{"x": draw(3, 4)}])
+    place = model.producer[second]
+    assert moving.reaches(first, {place})
+    assert not moving.reaches(second, {place})
+    assert not moving.reaches(second, {model.producer[first]})
+    moving.advance([first])
+    assert moving.reaches(second, {model.producer[first]})
+
+
+def test_weights_may_change_before_their_node_runs() -> None:
+    b = Builder()
+    first = b.add("MatMul", "x", b.constant(draw(4, 4), "a"))
+    second = b.add("MatMul", first, b.constant(draw(4, 4, seed=1), "b"))
+    model = load(b.model({"x": [3, 4]}, {second: [3, 4]}))
+    moving = opened(model, [{"x": draw(3, 4)}])
+    moving.advance([first])
+    moving.weights["b"] = numpy_helper.from_array(np.zeros((4, 4), np.float32), "b")
+    moving.advance([second])
+    assert (moving[second][0] == 0).all()
+    assert np.abs(model.array("b")).min() > 0
+
+
+# --- memory
+
+
+def on_disk(array: Array) -> bool:
+    return isinstance(array, np.memmap) or isinstance(array.base, np.memmap)
+
+
+@pytest.mark.parametrize("memory", [0, 300, 1e9])
+def test_spilling_to_disk_changes_nothing(memory: float) -> None:
+    model = load(random_cnn(2))
+    feeds = [{"x": draw(2, 3, 4, 4, seed=k)} for k in range(3)]
+    names = [n for n in names_of(model) if n not in model.constant_names]
+    moving = walk(model, feeds, names, memory=memory)
+    assert all(on_disk(a) for a in moving[names[-1]]) or memory
+    assert not any(on_disk(a) for a in moving[names[-1]]) or memory < 1e9
+
+
+def test_no_more_than_the_memory_is_held() -> None:
+    """Branches of one segment count too, though none of them is held yet while it runs."""
+    b = Builder()
+    ends = {b.add("MatMul", b.add("Relu", "x"), b.weight(64, 64)): [8, 64] for _ in range(10)}
+    model = load(b.model({"x": [8, 64]}, ends))
+    feeds = [{"x": draw(8, 64, seed=k)} for k in range(4)]
+    one = 4 * feeds[0]["x"].nbytes
+    moving = opened(model, feeds, memory=4 * one)
+    moving.advance(list(ends))
+    resident = [a for chunks in moving.held.values() for a in chunks if not on_disk(a)]
+    assert sum(a.nbytes for a in resident) <= 4 * one
+
+
+def test_what_is_let_go_leaves_the_disk() -> None:
+    """Disk space, like memory, is for the frontier, not for all the activations there were."""
+    b = Builder()
+    y = "x"
+    for _ in range(8):
+        y = b.add("Relu", b.add("MatMul", y, b.weight(64, 64)))
+    model = load(b.model({"x": [8, 64]}, {y: [8, 64]}))
+    moving = opened(model, [{"x": draw(8, 64)}], memory=0)
+    for linear in linears(model):
+        moving.advance([linear.x])
+    gc.collect()
+    assert moving._folder is not None
+    assert len(list(Path(moving._folder.name).iterdir())) <= 2
+
+
+def test_many_chunks_on_disk_need_few_open_files() -> None:
+    """A model of fixed batch 1 has as many chunks as samples."""
+    b = Builder()
+    y = "x"
+    for _ in range(3):
+        y = b.add("Relu", b.add("MatMul", y, b.weight(4, 4)))
+    model = load(b.model({"x": [1, 4]}, {y: [1, 4]}))
+    moving = opened(model, [{"x": draw(1, 4, seed=k)} for k in range(40)], memory=0)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + 24, limit[1]))
+    try:
+        moving.advance([y])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    assert len(moving[y]) == 40
+
+
+def test_scalars_and_empty_tensors_spill_too() -> None:
+    text = """(float[3, 4] x) => (float[3, 4] y, int64 n, float[0, 4] e, bool[3, 4] m) {
+        two = Constant <value = int64[2] {0, 4}> ()
+        n = Size(x)
+        f = Cast <to = 1> (n)
+        y = Div(x, f)
+        empty = Slice(y, zero, zero)
+        e = Relu(empty)
+        m = Greater(y, f)
+    }"""
+    model = parsed(text, zero=np.zeros(1, np.int64))
+    walk(model, [{"x": draw(3, 4)}, {"x": draw(3, 4, seed=1)}], ["n", "f", "y", "e", "m"], memory=0)
+
+
+# --- graphs that are no chains of layers
+
+
+def test_shape_arithmetic_survives_the_boundaries() -> None:
+    """Shape → Gather → Concat → Reshape with an open batch: sizes differ from chunk to chunk."""
+    text = """(float[n, 3, 4] x) => (float[m, k] y) {
+        s = Shape(x)
+        first = Gather(s, zero)
+        last = Gather(s, one)
+        rows = Mul(first, last)
+        rows1 = Unsqueeze(rows, axis)
+        to = Concat <axis = 0> (rows1, minus)
+        flat = Reshape(x, to)
+        a = MatMul(flat, w)
+        r = Relu(a)
+        back = Reshape(r, s)
+        c = MatMul(back, v)
+        y = Reshape(c, to)
+    }"""
+    model = parsed(
+        text,
+        w=draw(4, 4),
+        v=draw(4, 4, seed=1),
+        zero=np.array(0, np.int64),
+        one=np.array(1, np.int64),
+        axis=np.zeros(1, np.int64),
+        minus=np.array([-1], np.int64),
+    )
+    feeds = [{"x": draw(n, 3, 4, seed=n)} for n in (2, 5, 1)]
+    names = ["s", "rows", "to", "flat", "a", "r", "back", "c", "y"]
+    walk(model, feeds, names)
+    moving = opened(model, feeds)
+    moving.advance(["a"])  # the shape that the later Reshape wants is held across
+    moving.advance(["y"])
+    assert same(moving["y"], whole(model, feeds, ["y"])["y"])
+
+
+def test_constants_that_are_computed() -> None:
+    """A weight that nodes compute from initialisers belongs to whatever segment reads it."""
+    text = """(float[3, 4] x) => (float[3, 4] y) {
+        half = Constant <value = float {0.5}> ()
+        scaled = Mul(w, half)
+        a = MatMul(x, scaled)
+        r = Relu(a)
+        y = MatMul(r, scaled)
+    }"""
+    walk(parsed(text, w=draw(4, 4)), [{"x": draw(3, 4)}], ["a", "r", "y"])
+
+
+def test_nodes_with_several_outputs(runs: Counter[str]) -> None:
+    text = """(float[3, 6] x) => (float[3, 2] y) {
+        a, b, c = Split <axis = 1> (x, sizes)
+        d = Relu(b)
+        e = Add(a, d)
+        y = Mul(e, c)
+    }"""
+    model = parsed(text, sizes=np.array([2, 2, 2], np.int64))
+    walk(model, [{"x": draw(3, 6)}], ["b", "d", "a", "e", "c", "y"])
+    assert set(runs.values()) == {1}
+
+
+IF = """(float[2, 4] x, bool c) => (float[2, 4] y) {
+    a = MatMul(x, w)
+    r = Relu(a)
+    z = If (c) <then_branch = t () => (float[2, 4] p) { q = MatMul(r, v)  p = Add(q, a) },
+                else_branch = e () => (float[2, 4] p) { p = Neg(r) }>
+    b = Tanh(z)
+    y = MatMul(b, w)
+}"""
+
+
+def test_control_flow_with_captured_tensors(runs: Counter[str]) -> None:
+    model = parsed(IF, w=draw(4, 4), v=draw(4, 4, seed=1))
+    feeds = [{"x": draw(2, 4, seed=k), "c": np.array(k % 2 == 0)} for k in range(3)]
+    moving = opened(model, feeds)
+    expected = whole(model, feeds, ["a", "r", "b", "y"])
+    for name in ("a", "r", "b", "y"):
+        moving.advance([name])
+        assert same(moving[name], expected[name]), name
+    assert set(runs.values()) == {1}
+
+
+def test_the_output_of_control_flow_may_be_a_boundary() -> None:
+    """ONNX's inference looks into no body: the element type has to come from elsewhere."""
+    model = parsed(IF, w=draw(4, 4), v=draw(4, 4, seed=1))
+    feeds = [{"x": draw(2, 4, seed=k), "c": np.array(k % 2 == 0)} for k in range(3)]
+    wanted = whole(model, feeds, ["b"])["b"]
+    moving = opened(model, feeds)
+    moving.advance(["z"])
+    moving.advance(["b"])
+    assert same(moving["b"], wanted)
+
+
+def test_an_operator_of_another_domain_may_be_a_boundary() -> None:
+    """ONNX Runtime's own operators have no schema in ONNX."""
+    text = """(float[2, 4] x) => (float[2, 4] y) {
+        a = MatMul(x, w)
+        z = com.microsoft.Gelu(a)
+        y = MatMul(z, v)
+    }"""
+    model = parsed(text, w=draw(4, 4), v=draw(4, 4, seed=1))
+    feeds = [{"x": draw(2, 4)}]
+    wanted = whole(model, feeds, ["y"])["y"]
+    moving = opened(model, feeds)
+    moving.advance(["z"])
+    moving.advance(["y"])
+    assert same(moving["y"], wanted)
+
+
+def test_a_sequence_may_be_held_across() -> None:
+    """What no array holds must not stand at a boundary, or must be refused in words."""
+    text = """(float[4, 6] x) => (float[4, 3] y) {
+        a = MatMul(x, w)
+        parts = SplitToSequence <axis = 0> (a, two)
+        first = SequenceAt(parts, zero)
+        b = MatMul(first, v)
+        last = SequenceAt(parts, one)
+        y = Concat <axis = 0> (b, last)
+    }"""
+    model = parsed(
+        text,
+        w=draw(6, 3),
+        v=draw(3, 3, seed=1),
+        two=np.array(2, np.int64),
+        zero=np.array(0, np.int64),
+        one=np.array(1, np.int64),
+    )
+    feeds = [{"x": draw(4, 6)}]
+    wanted = run_session(session(model, threads=1), feeds[0])
+    moving = opened(model, feeds)
+    moving.advance(["first"])
+    moving.advance(["y"])
+    assert same(moving["y"], wanted)
