@@ -120,7 +120,9 @@ def _parse(text: str, where: str) -> Target:
     if type(balance) not in (int, float) or balance < 0:
         raise UsageError("macs_per_element must be a number from 0 on", where)
     if not all(type(v) is int and v >= 1 for v in numbers):
-        raise UsageError("multiples, minimum and fewest_steps must be whole numbers from 1 on", where)
+        raise UsageError(
+            "multiples, minimum and fewest_steps must be whole numbers from 1 on", where
+        )
     return Target(
         str(data.get("name", Path(where).stem)),
         str(data.get("description", "")),

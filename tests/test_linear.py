@@ -64,7 +64,9 @@ def same_when_rewritten(model: Model, linear: Linear, feeds: Mapping[str, Array]
         assert a.shape == b.shape
         assert np.allclose(a, b, rtol=1e-5, atol=1e-5)
     assert again.array(linear.weight).tobytes() == model.array(linear.weight).tobytes()
-    assert again.initializers[linear.weight].data_type == model.initializers[linear.weight].data_type
+    assert (
+        again.initializers[linear.weight].data_type == model.initializers[linear.weight].data_type
+    )
     onnx.checker.check_model(again.assemble(), full_check=True)
     return again
 
@@ -107,7 +109,9 @@ CONVOLUTIONS = {
     "dilations": Case((1, 3, 9, 9), (4, 3, 3, 3), {"dilations": [2, 3], "pads": [2, 3, 2, 3]}),
     "SAME_UPPER": Case((1, 3, 8, 7), (4, 3, 4, 2), {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
     "SAME_LOWER": Case((1, 3, 8, 7), (4, 3, 4, 2), {"auto_pad": "SAME_LOWER", "strides": [2, 2]}),
-    "SAME, unpadded": Case((1, 3, 9, 9), (4, 3, 1, 1), {"auto_pad": "SAME_UPPER", "strides": [4, 4]}),
+    "SAME, unpadded": Case(
+        (1, 3, 9, 9), (4, 3, 1, 1), {"auto_pad": "SAME_UPPER", "strides": [4, 4]}
+    ),
     "VALID": Case((1, 3, 8, 7), (4, 3, 4, 2), {"auto_pad": "VALID", "strides": [3, 2]}),
     "all at once": Case(
         (2, 4, 11, 9),
@@ -361,7 +365,9 @@ def test_rewritten_several_at_once_and_the_model_given_stays() -> None:
     y = b.add("MatMul", b.add("Relu", x), b.constant(draw(5, 4), "b"))
     model = load(b.model({"x": [3, 6]}, {y: [3, 4]}))
     content = model.sha256
-    changed = [(k, 2 * k.matrix(model), np.ones((1, k.matrix(model).shape[1]))) for k in linears(model)]
+    changed = [
+        (k, 2 * k.matrix(model), np.ones((1, k.matrix(model).shape[1]))) for k in linears(model)
+    ]
     again = rewritten(model, changed)
     given = draw(3, 6, seed=1)
     (found,) = outputs(again, {"x": given})
@@ -387,7 +393,9 @@ def test_float16_stays_float16(bias: bool) -> None:
 def test_rows_of_a_float16_convolution_are_float32() -> None:
     linear = only(CASES["Conv 2-D"].model())
     y = draw(2, 4, 5, 6, dtype=np.float16)
-    assert inputs_at(linear, draw(2, 3, 5, 6, dtype=np.float16), y.shape, np.arange(3)).dtype == "f4"
+    assert (
+        inputs_at(linear, draw(2, 3, 5, 6, dtype=np.float16), y.shape, np.arange(3)).dtype == "f4"
+    )
     assert outputs_at(linear, y, np.arange(3)).dtype == np.float32
 
 

@@ -32,7 +32,19 @@ def plan(run: Run, small: Path) -> Path:
     folder.mkdir()
     path = folder / "plan.json"
     out = folder / "out.onnx"
-    ran = run(small, "--fast", "--repair", "none", "--target-flops", 0.5, "--quiet", "--plan-out", path, "-o", out)
+    ran = run(
+        small,
+        "--fast",
+        "--repair",
+        "none",
+        "--target-flops",
+        0.5,
+        "--quiet",
+        "--plan-out",
+        path,
+        "-o",
+        out,
+    )
     assert ran.code == 0
     return path
 
@@ -202,7 +214,18 @@ def test_scope_travels_with_the_plan(run: Run, small: Path, plan: Path) -> None:
     """A plan made under --protect applies without saying so again."""
     name = json.loads(plan.read_text())["groups"][0]["axes"][0][0]
     made, out = plan.with_name("made.onnx"), plan.with_name("applied.onnx")
-    options = ("--fast", "--repair", "none", "--target-flops", 0.8, "--round-to", 1, "--protect", name, "--quiet")
+    options = (
+        "--fast",
+        "--repair",
+        "none",
+        "--target-flops",
+        0.8,
+        "--round-to",
+        1,
+        "--protect",
+        name,
+        "--quiet",
+    )
     assert run(small, *options, "--plan-out", plan, "-o", made).code == 0
     assert run("apply", small, plan, "-o", out, "--quiet").code == 0
     assert made.read_bytes() == out.read_bytes()
