@@ -15,7 +15,7 @@ from graphprune.model import Array
 
 FOLDER = ".graphprune"
 WORTH_KEEPING = 2.0  # seconds: what takes less is made anew
-FORMAT = 1  # changes with what a cached result means
+FORMAT = 2  # changes with what a cached result means
 BROKEN = (OSError, ValueError, EOFError, KeyError)
 Arrays = Mapping[str, Array]
 

@@ -15,7 +15,6 @@ from graphprune.criteria import surgeon
 from graphprune.criteria.evidence import gather
 from graphprune.criteria.observed import OBSERVED, flap, variance, wanda
 from graphprune.criteria.surgeon import Consumer, sweep
-from graphprune.repair.damage import silent
 
 Matrix = NDArray[np.float64]
 
@@ -211,10 +210,19 @@ def test_never_nan(kind: str) -> None:
 def test_dead_columns_and_twins_leave_first_and_cost_nothing() -> None:
     dead = sweep([consumer(degenerate()["dead"], weights(4, 6))], 6)
     assert set(dead.order[:2].tolist()) == {1, 4}
-    assert dead.curve[2] < 1e-12
+    assert dead.curve[2] < 0.01  # the damping's share, no more
     twins = sweep([consumer(degenerate()["twins"], weights(4, 6))], 6)
     assert set(twins.order[:2].tolist()) < {0, 3, 5}
     assert twins.curve[2] < 0.05
+
+
+def test_dead_columns_leave_first_whatever_is_written_beside_them() -> None:
+    """A channel that never fires costs nothing, however large the weights that read it are."""
+    loud = weights(4, 6)
+    loud[..., [1, 4]] *= 100
+    found = sweep([consumer(degenerate()["dead"], loud)], 6)
+    assert set(found.order[:2].tolist()) == {1, 4}
+    assert found.curve[2] < 0.01
 
 
 def test_nothing_is_lost_where_nothing_varies() -> None:
@@ -236,32 +244,6 @@ def test_errors_do_not_depend_on_the_scale_of_inputs_or_weights() -> None:
     wanted = consumer(x, w).errors(np.arange(6))
     for a, b in ((1e-6, 1), (1e6, 1), (1, 1e-6), (1, 1e6)):
         assert consumer(a * x, b * w).errors(np.arange(6)) == pytest.approx(wanted, rel=1e-6)
-
-
-@pytest.mark.parametrize("stops", [(1,), (1, 2)])
-def test_weights_after_the_last_unit_has_left(stops: tuple[int, ...]) -> None:
-    """A group of one unit: no column is left, and that is written down as zeros."""
-    x, w = inputs(2), weights(3, 2)
-    found = sweep([consumer(x, w, np.array([[[0, 1]]]))], 1, stops=stops)
-    ((count, (there,)),) = found.stops
-    assert count == 1
-    assert there.shape == w.shape
-    assert (there == 0).all()
-
-
-def test_evidence_of_a_group_of_one_unit() -> None:
-    """A layer one channel wide beside a wide one."""
-    b = Builder(2)
-    x = b.add("Relu", b.add("MatMul", "x", b.weight(6, 8)))
-    x = b.add("Tanh", b.add("MatMul", x, b.weight(8, 1)))
-    y = b.add("MatMul", x, b.weight(1, 4))
-    prepared = api.prepare(b.model({"x": ["n", 6]}, {y: ["n", 4]}))
-    rng = np.random.default_rng(0)
-    feeds = [{"x": rng.standard_normal((20, 6), dtype=np.float32)} for _ in range(3)]
-    model = prepared.analysis.model
-    found = gather(prepared.analysis, model, feeds, lambda g, c: None, progress=silent)
-    assert sorted(len(e.order) for e in found.values()) == [1, 8]
-    assert all(np.isfinite(e.curve).all() for e in found.values())
 
 
 # --- the criteria by hand: five units, one column each, two outputs
@@ -333,12 +315,14 @@ def test_flap_on_a_model(undamped: None) -> None:
     y = b.add("MatMul", b.add("Identity", b.add("MatMul", "x", first)), last)
     prepared = api.prepare(b.model({"x": ["n", 5]}, {y: ["n", 2]}))
     signs = np.array([[1 if i >> k & 1 else -1 for k in range(5)] for i in range(32)], np.float32)
-    seen: list[Consumer] = []
+    seen = []
 
     def order(group: Any, consumers: list[Consumer]) -> None:
-        seen.extend(consumers)
+        seen.extend((flap(c), variance(c), wanda(c)) for c in consumers)
 
     gather(prepared.analysis, prepared.analysis.model, [{"x": signs}], order)
-    (found,) = seen
-    assert flap(found) == pytest.approx(np.array([25, 4, 18, 0, 400]) / 447, abs=1e-6)
-    assert variance(found) == pytest.approx(np.array([1, 4, 9, 0, 16]) / 30, abs=1e-6)
+    ((by_flap, by_variance, by_wanda),) = seen
+    assert by_flap == pytest.approx(np.array([25, 4, 18, 0, 400]) / 447, abs=1e-6)
+    assert by_variance == pytest.approx(np.array([1, 4, 9, 0, 16]) / 30, abs=1e-6)
+    # without a mean: 7·1, 1·2, 2·3, 2·0, 5·4 = 7 2 6 0 20, of 35
+    assert by_wanda == pytest.approx(np.array([7, 2, 6, 0, 20]) / 35, abs=1e-6)

@@ -25,6 +25,7 @@ Order = Callable[[Group, list[Consumer]], NDArray[np.int64] | None]
 STOPS = (0.25, 0.6)  # shares of a group gone at which its effect on the outputs is measured
 EVALUATIONS = 4096  # samples run for all measurements of effects together
 FEWEST = 8  # samples for each
+HELD_OUT = 5
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,9 @@ def gather(
     for g, weights in waiting.items():
         for weight in weights:
             groups_of.setdefault(weight, []).append(g)
-    frontier = Frontier(original, analysis.shapes.dtype, feeds, memory)
-    effect = _Effect(original, feeds, len(readers))
+    fit, held = split(feeds)
+    frontier = Frontier(original, analysis.shapes.dtype, fit, memory)
+    effect = _Effect(original, held or fit, len(readers))
     known: dict[str, Moments] = {}
     evidence: dict[int, Evidence] = {}
     todo = [linear for linear in linears(original) if linear.weight in groups_of]
@@ -165,6 +167,7 @@ def _judged(
             known[r.linear.weight].xx,
             known[r.linear.weight].mean_x,
             r.columns,
+            known[r.linear.weight].count,
         )
         for r in readers
     ]
@@ -200,6 +203,12 @@ def _scaled(found: Sweep, measured: Sequence[tuple[int, float]]) -> Matrix:
     counts, values = zip(*ratios, strict=True)
     factor = np.exp(np.interp(np.arange(len(found.curve)), counts, np.log(values)))
     return np.maximum.accumulate(found.curve * factor)
+
+
+def split(feeds: Sequence[Feeds]) -> tuple[list[Feeds], list[Feeds]]:
+    """Chunks to learn from, and every fifth to judge by: few samples fit anything."""
+    fit = [feed for i, feed in enumerate(feeds) if i % HELD_OUT != HELD_OUT - 1]
+    return fit, [feed for i, feed in enumerate(feeds) if i % HELD_OUT == HELD_OUT - 1]
 
 
 class _Effect:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.int64]
-DAMPING = 0.01  # share of the mean variance added to every input's
+DAMPING = 0.01  # share of the mean variance added to every input's,
+SCARCE = 0.1  # and this times columns over rows: few rows fit anything
 STEPS = 48  # a group of more units than this drops several at once
 
 
@@ -26,13 +27,15 @@ class Consumer:
     covariance: Matrix  # [groups, in, in]
     mean: Matrix  # [groups, in]
     columns: Indices
+    rows: float = np.inf  # that the covariance was taken over
     inverse: Matrix = field(init=False)
     energy: float = field(init=False)  # ||W X||^2 per row, what errors are relative to
 
     def __post_init__(self) -> None:
         d = self.weights.shape[2]
         mean = np.trace(self.covariance, axis1=1, axis2=2)[:, None, None] / d
-        damped = self.covariance + (DAMPING * mean + 1e-30) * np.eye(d)
+        damping = DAMPING + SCARCE * d / self.rows
+        damped = self.covariance + (damping * mean + 1e-30) * np.eye(d)
         self.inverse = np.linalg.inv(damped)
         self.weights = self.weights.copy()
         energy = np.einsum("gmd,gmd->", self.weights @ self.covariance, self.weights)

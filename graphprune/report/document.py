@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 TO_RESULT = (
     "load",
     "analyse",
+    "calibrate",
+    "score",
+    "search",
     "plan",
     "cut",
+    "repair",
     "save",
 )  # stages that make the result; the rest checks it
 
@@ -46,6 +50,8 @@ def result_document(result: Result, model: str | Path, output: str | Path | None
         "latency_quartiles": verdict.latency_ratio and list(verdict.latency_ratio[1:]),
         "pinned": [asdict(pin) for pin in result.pinned],
         "prunable": result.prunable,
+        "calibration": result.plan.options.get("calibration"),
+        "repairs": [asdict(repaired) for repaired in result.repairs],
         "notes": list(result.notes),
         "options": dict(result.plan.options),
         "seconds": sum(result.seconds.get(stage, 0.0) for stage in TO_RESULT),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -59,9 +60,26 @@ def result_table(result: Result) -> RenderableType:
     lines: list[RenderableType] = [table]
     if result.pinned:
         lines.append(pins_table(result.pinned))
+    lines += [Text(line) for line in _repair_lines(result)]
     lines += [Text(f"note: {note}") for note in result.notes]
     lines.append(Text(f"seconds: {seconds}", style="dim"))
     return Group(*lines)
+
+
+def _repair_lines(result: Result) -> list[str]:
+    """What decided and what was repaired, in a line each."""
+    lines = []
+    if result.calibration is not None:
+        lines.append(f"calibrated on: {result.calibration}")
+    if result.repairs:
+        pairs = [(r.before, r.after) for r in result.repairs if r.before is not None]
+        errors = ""
+        if pairs:
+            before, after = (statistics.median(side) for side in zip(*pairs, strict=True))
+            errors = f"; median error of an operator's output {before:.2g} -> {after:.2g}"
+        how = result.plan.options["repair"]
+        lines.append(f"repaired ({how}): {len(result.repairs)} operators{errors}")
+    return lines
 
 
 def pins_table(pins: Sequence[PinnedReason]) -> Table:
