@@ -11,8 +11,9 @@ from graphprune.linear import Linear, inputs_at, outputs_at, positions
 from graphprune.model import Array
 
 Matrix = NDArray[np.float64]
-ROWS = 32768  # rows that a Gram matrix is summed over, at least while there are so many
-ROWS_PER_COLUMN = 8
+FEWEST_ROWS, MOST_ROWS = 4096, 32768  # that a Gram matrix is summed over, where there are so many
+ROWS_PER_COLUMN = 64  # between these two,
+LEAST_PER_COLUMN = 8  # and at least
 BLOCK = 1 << 25  # elements of one unfolded block: larger chunks are unfolded sample by sample
 
 
@@ -100,7 +101,8 @@ class Moments:
 
 def rows_wanted(columns: int) -> int:
     """Rows after which a Gram matrix of so many columns hardly changes any more."""
-    return max(ROWS, ROWS_PER_COLUMN * columns)
+    some = min(max(FEWEST_ROWS, ROWS_PER_COLUMN * columns), MOST_ROWS)
+    return max(some, LEAST_PER_COLUMN * columns)
 
 
 def chunk_rows(

