@@ -83,7 +83,7 @@ def test_the_normalisation_may_make_the_output() -> None:
 
 
 def test_a_whole_network_and_again() -> None:
-    """Both branches of a residual, each with statistics of its own; folding twice changes nothing."""
+    """Both branches of a residual, each with statistics of its own; twice changes nothing more."""
     b = Builder()
     x = b.add("Relu", b.norm(b.conv("x", 3, 6), 6))
     for _ in range(2):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphs import Builder
+from graphs import Builder, random_cnn
 from numpy.typing import NDArray
 
 from graphprune import api
@@ -244,6 +244,23 @@ def test_errors_do_not_depend_on_the_scale_of_inputs_or_weights() -> None:
     wanted = consumer(x, w).errors(np.arange(6))
     for a, b in ((1e-6, 1), (1e6, 1), (1, 1e-6), (1, 1e6)):
         assert consumer(a * x, b * w).errors(np.arange(6)) == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", [215, 219])
+def test_evidence_of_groups_of_one_unit(seed: int) -> None:
+    """Channels that a shuffle or a grouped convolution ties all together."""
+    prepared = api.prepare(random_cnn(seed))
+    sizes = [len(group) for group in prepared.analysis.coupling.groups]
+    assert 1 in sizes
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.standard_normal((4, 3, 4, 4), dtype=np.float32)} for _ in range(3)]
+    original = prepared.folded(prepared.analysis.model)
+    found = gather(prepared.analysis, original, feeds, lambda group, consumers: None)
+    assert {len(e.order) for e in found.values()} == set(sizes)
+    for e in found.values():
+        assert len(e.curve) == len(e.order) + 1
+        assert np.isfinite(e.curve).all()
+        assert (np.diff(e.curve) >= 0).all()
 
 
 # --- the criteria by hand: five units, one column each, two outputs

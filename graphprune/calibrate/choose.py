@@ -20,7 +20,7 @@ from graphprune.shapes import Shapes
 
 MOST, LEAST = 512, 64  # samples where nobody says how many
 WORK = 5e11  # MACs that one run over all samples may take
-MATCHING_WORK = 1.6e13  # MACs that matching may take: each step costs about three runs
+MATCHING_WORK = 6e12  # MACs that matching may take: each step costs about three runs
 RUNS_PER_STEP = 3.2
 MATCHED, STEPS, FEWEST_STEPS = 512, 60, 12
 CHUNKS, LARGEST_CHUNK = 10, 64  # chunks at least (some are held out), and rows of one at most
