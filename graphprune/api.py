@@ -77,10 +77,9 @@ def prune(
     clock = Clock(stage)
     studied = _studied(model, output, chosen, clock)
     judged = clock("score", lambda progress: judge(studied, chosen, progress))
-    share = chosen.max_drop and clock(
-        "search", lambda progress: smallest_within(studied, judged, chosen, progress)
-    )
-    weights = None
+    share, weights = None, None
+    if chosen.max_drop is not None:
+        share = clock("search", lambda progress: smallest_within(studied, judged, chosen, progress))
     if chosen.search:
         weights = clock(
             "search", lambda progress: best_weights(studied, judged, chosen, share, progress)
@@ -211,10 +210,10 @@ def apply(
     clock = Clock(stage)
     given = made.options
     shapes = {k: tuple(v) for k, v in given.get("input_shapes", {}).items()}
-    inputs = given.get("calibration") or {}
+    inputs = _planned_inputs(given)
     chosen = replace(
         options or Options(),
-        criterion=str(given.get("criterion", FALLBACK)) if inputs else FALLBACK,
+        criterion=FALLBACK,  # nothing is scored again: only the repair may need inputs
         repair=str(given.get("repair", "none")),
         samples=inputs.get("samples"),
         preprocess=inputs.get("preprocess"),
@@ -223,14 +222,16 @@ def apply(
         only=tuple(given.get("only", ())),
         input_shapes=shapes,
     )
-    if inputs and not inputs["synthesised"] and chosen.calib is None:
+    if chosen.repair == "none":
+        inputs, chosen = {}, replace(chosen, calib=None)
+    if not inputs.get("synthesised", True) and chosen.calib is None:
         raise UsageError(
             f"the plan was repaired on {inputs['source']}",
             hint="Give the same inputs with --calib.",
         )
     studied = _studied(model, output, chosen, clock, wanted=False)
     removed = removed_units(made, studied.prepared.analysis)
-    if inputs and studied.inputs is not None and studied.inputs.key != inputs["key"]:
+    if inputs and studied.inputs is not None and studied.inputs.key != inputs.get("key"):
         raise UsageError(
             "the calibration inputs are not those of the plan",
             f"{studied.inputs.source}; the plan's were {inputs['source']}",
@@ -241,6 +242,19 @@ def apply(
     result = _judge(studied, done, chosen, clock)
     clock("save", lambda _: write_result(result, done.model, output, None))
     return replace(result, seconds=dict(clock.seconds))
+
+
+def _planned_inputs(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The calibration inputs that a plan names, checked; empty where it names none."""
+    inputs = given.get("calibration")
+    if not inputs:
+        return {}
+    wanted = {"source": str, "key": str, "samples": int, "synthesised": bool}
+    if not isinstance(inputs, dict) or not all(
+        isinstance(inputs.get(key), kind) for key, kind in wanted.items()
+    ):
+        raise UsageError("the plan's calibration inputs are malformed", hint="Make a new plan.")
+    return inputs
 
 
 def _run(prepared: Prepared, step: Pass, model: Model) -> PassResult:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from graphprune.model import Array
 FOLDER = ".graphprune"
 WORTH_KEEPING = 2.0  # seconds: what takes less is made anew
 FORMAT = 2  # changes with what a cached result means
-BROKEN = (OSError, ValueError, EOFError, KeyError)
+BROKEN = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 Arrays = Mapping[str, Array]
 
 
@@ -61,11 +64,13 @@ def _read(path: Path) -> Arrays | None:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
+    """Written beside and renamed. A read-only or full disk costs time next run, nothing else."""
     part = path.with_name(f"{path.stem}.{os.getpid()}.part")
     try:
         path.parent.mkdir(exist_ok=True)
         with part.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
         part.replace(path)
-    except OSError:  # a read-only or full disk costs time next run, nothing else
-        part.unlink(missing_ok=True)
+    except OSError:
+        with suppress(OSError):  # there may be no folder to remove it from
+            part.unlink()

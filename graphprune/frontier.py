@@ -9,43 +9,63 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper
 
-from graphprune.model import Array, Model, captured
+from graphprune.model import Model, captured
 from graphprune.runtime import Feeds, run_session, session
 
-Chunks = list[Array]
+Value = Any  # an array; a list of arrays where the graph has a sequence
+
+
+class Chunks(Sequence[Value]):
+    """One tensor's values, chunk by chunk; some of them may lie on disk until they are read."""
+
+    def __init__(self) -> None:
+        self.values: list[Value | Path] = []
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: Any) -> Value:
+        value = self.values[index]
+        return np.load(value) if isinstance(value, Path) else value
+
+    def release(self) -> int:
+        """Let go of everything; the bytes of memory that frees."""
+        for value in self.values:
+            if isinstance(value, Path):
+                value.unlink()
+        return sum(_size(value) for value in self.values)
 
 
 class Frontier:
-    """One model's activations, one array for each chunk of samples, for each tensor still needed.
+    """One model's activations, chunk by chunk, for each tensor still needed.
 
-    Beyond ``memory`` bytes, arrays are written to a temporary folder and mapped from there.
+    Beyond ``memory`` bytes, arrays are written to a temporary folder and read from there.
     """
 
     def __init__(
-        self,
-        model: Model,
-        dtypes: Mapping[str, int],
-        feeds: Sequence[Feeds],
-        memory: float = 4e9,
-        threads: int = 0,
+        self, model: Model, feeds: Sequence[Feeds], memory: float = 4e9, threads: int = 0
     ) -> None:
         self.model = model
         self.weights = dict(model.initializers)  # a caller may change those of nodes yet to run
-        self.dtypes = dtypes
         self.memory = memory
         self.threads = threads
-        self.done: set[str] = set()  # outputs of nodes that have run
-        self.held: dict[str, Chunks] = {
-            value.name: [np.asarray(feed[value.name]) for feed in feeds] for value in model.inputs
-        }
         self.chunks = len(feeds)
+        self.done: set[str] = set()  # outputs of nodes that have run
+        self.held: dict[str, Chunks] = {}
+        self._bytes = 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files = 0
+        for value in model.inputs:
+            self.held[value.name] = Chunks()
+            for feed in feeds:
+                self.held[value.name].values.append(np.asarray(feed[value.name]))
+            self._bytes += sum(_size(array) for array in self.held[value.name])
 
     def __getitem__(self, name: str) -> Chunks:
         return self.held[name]
@@ -62,13 +82,11 @@ class Frontier:
             self._run(self._needed(missing), missing)
         for name in [name for name in self.held if name not in kept]:
             if not self._read_later(name):
-                del self.held[name]
+                self._bytes -= self.held.pop(name).release()
 
     def _read_later(self, name: str) -> bool:
-        return any(
-            self.model.nodes[i].output[0] not in self.done
-            for i, _ in self.model.consumers.get(name, ())
-        )
+        readers = (self.model.nodes[i] for i, _ in self.model.consumers.get(name, ()))
+        return any(not any(o in self.done for o in node.output if o) for node in readers)
 
     def _needed(self, wanted: Sequence[str]) -> list[int]:
         """Nodes to run for ``wanted``, in order; constants are computed anew in each segment."""
@@ -96,47 +114,58 @@ class Frontier:
         ]
         reads = {n for node in nodes for n in (*node.input, *captured(node)) if n} - mine
         inputs = sorted(name for name in reads if name in self.held)
-        segment = _segment(model, self.weights, nodes, inputs, outputs, self.dtypes)
+        typed = [_open_input(name, self.held[name][0]) for name in inputs]
+        segment = _segment(model, self.weights, nodes, typed, outputs)
         runner = session(segment, self.threads)
-        results: dict[str, Chunks] = {name: [] for name in outputs}
+        results = {name: Chunks() for name in outputs}
         for chunk in range(self.chunks):
             feeds = {name: self.held[name][chunk] for name in inputs}
-            for name, array in zip(outputs, run_session(runner, feeds), strict=True):
-                results[name].append(self._stored(array))
+            for name, value in zip(outputs, run_session(runner, feeds), strict=True):
+                results[name].values.append(self._stored(value))
         self.held |= results
 
-    def _stored(self, array: Array) -> Array:
-        held = sum(a.nbytes for chunks in self.held.values() for a in chunks[:1]) * self.chunks
-        if held + array.nbytes * self.chunks <= self.memory:
-            return array
+    def _stored(self, value: Value) -> Value | Path:
+        size = _size(value)
+        if self._bytes + size <= self.memory or not isinstance(value, np.ndarray):
+            self._bytes += size
+            return value
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="graphprune-")
         path = Path(self._folder.name) / f"{self._files}.npy"
         self._files += 1
-        np.save(path, array)
-        return np.asarray(np.load(path, mmap_mode="r"))
+        np.save(path, value)
+        return path
+
+
+def _size(value: Value | Path) -> int:
+    return value.nbytes if isinstance(value, np.ndarray) else 0
 
 
 def _segment(
     model: Model,
     weights: Mapping[str, onnx.TensorProto],
     nodes: Sequence[onnx.NodeProto],
-    inputs: Sequence[str],
+    inputs: Sequence[onnx.ValueInfoProto],
     outputs: Sequence[str],
-    dtypes: Mapping[str, int],
 ) -> Model:
-    """These nodes as a model of their own; shapes are left open."""
+    """These nodes as a model of their own; shapes are left open, ONNX Runtime knows the types of
+    outputs better than any inference before it."""
     reads = {name for node in nodes for name in (*node.input, *captured(node))}
     skeleton = onnx.ModelProto()
     skeleton.ir_version = model.skeleton.ir_version
     skeleton.opset_import.extend(model.skeleton.opset_import)
     skeleton.graph.name = "segment"
     skeleton.graph.node.extend(nodes)
-    skeleton.graph.input.extend(_open_value(name, dtypes) for name in inputs)
-    skeleton.graph.output.extend(_open_value(name, dtypes) for name in outputs)
+    skeleton.graph.input.extend(inputs)
+    skeleton.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
     mine = {name: weights[name] for name in sorted(reads) if name in weights}
     return Model(skeleton, mine, model.data_files)
 
 
-def _open_value(name: str, dtypes: Mapping[str, int]) -> onnx.ValueInfoProto:
-    return helper.make_value_info(name, helper.make_tensor_type_proto(dtypes[name], None))
+def _open_input(name: str, value: Value) -> onnx.ValueInfoProto:
+    """A graph input of the type that the value has; its shape is left open."""
+    first = value[0] if isinstance(value, list) else value
+    kind = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(first.dtype), None)
+    if isinstance(value, list):
+        kind = helper.make_sequence_type_proto(kind)
+    return helper.make_value_info(name, kind)

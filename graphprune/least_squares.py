@@ -10,7 +10,7 @@ from graphprune.statistics import Moments
 
 Matrix = NDArray[np.float64]
 UNTESTED = 1e-2  # the ridge where too few samples are there to hold some out
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # shares of the mean variance of an input
+RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # shares of the mean variance of an input
 
 
 def solved(moments: Moments, weights: Matrix, ridge: float) -> tuple[Matrix, Matrix]:

@@ -112,7 +112,9 @@ def linears(model: Model) -> list[Linear]:
     found = []
     for i, node in enumerate(model.nodes):
         linear = _linear(model, i, node)
-        if linear is not None and len(model.consumers[linear.weight]) == 1:
+        if linear is None or len(model.consumers[linear.weight]) != 1:
+            continue
+        if not {linear.weight, linear.bias} & model.output_names:
             found.append(linear)
     return found
 
@@ -162,9 +164,14 @@ def _gemm(model: Model, common: Linear, attributes: Attributes) -> Linear | None
     flat = len(model.initializers[common.weight].dims) == 2
     if alpha == 0 or beta == 0 or attributes.get("transA", 0) or not flat:
         return None
-    if common.bias is not None and sum(d > 1 for d in model.initializers[common.bias].dims) > 1:
-        return None
     transposed = bool(attributes.get("transB", 0))
+    outputs = model.initializers[common.weight].dims[0 if transposed else 1]
+    if common.bias is not None:
+        dims = model.initializers[common.bias].dims
+        if math.prod(dims) not in (1, outputs) or list(dims[-1:]) not in ([], [1], [outputs]):
+            return None
+        if math.prod(dims) == outputs and list(dims[-1:]) != [outputs]:
+            return None  # one number for each row
     return replace(common, transposed=transposed, alpha=alpha, beta=beta)
 
 
@@ -238,6 +245,7 @@ def outputs_at(linear: Linear, y: Array, where: Array) -> Array:
         return y.reshape(-1, y.shape[-1])[where][None].astype(np.float32)
     samples, channels = y.shape[:2]
     picked = y.reshape(samples, linear.groups, channels // linear.groups, -1)[..., where]
+    picked = picked.astype(np.float32, copy=False)
     return picked.transpose(1, 0, 3, 2).reshape(linear.groups, -1, channels // linear.groups)
 
 

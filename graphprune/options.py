@@ -67,10 +67,16 @@ class Options:
 
     def check(self) -> None:
         """Refuse combinations that contradict each other."""
-        self.budgets()
-        if self.max_drop is not None and self.flops is not None:
+        asked = self.budgets()
+        if self.max_drop is not None and (asked or not self.max_drop > 0):
             raise UsageError(
-                "--max-drop finds the smallest model itself", hint="Leave out --target-flops."
+                f"--max-drop {self.max_drop:g} finds the smallest model itself, for a drop above 0",
+                hint="Leave out --target-flops, --target-params and --target-size.",
+            )
+        if self.search and self.spread not in ("auto", "solved"):
+            raise UsageError(
+                f"--search compares solved plans, and --spread {self.spread} ranks",
+                hint="Leave out one of them.",
             )
         if self.fast and (self.calib is not None or self.search or self.spread == "solved"):
             raise UsageError(
@@ -108,7 +114,18 @@ class Options:
         """Whether the model must be seen at work: for the criterion, or for the repair."""
         criterion = registry.criterion(self.criterion_name)
         name = self.repair_name
-        return criterion.needs_inputs or (name != "none" and registry.repair(name).needs_inputs)
+        needed = criterion.needs_inputs or (name != "none" and registry.repair(name).needs_inputs)
+        if self.fast and needed:
+            raise UsageError(
+                f"--fast looks at weights alone; {self.criterion_name} or {name} looks at inputs",
+                hint="Leave out --fast, or choose others (`graphprune prune --help`).",
+            )
+        if not needed and self.calib is not None:
+            raise UsageError(
+                f"neither criterion {self.criterion_name} nor repair {name} looks at --calib",
+                hint="Leave it out, or leave out --criterion or --repair.",
+            )
+        return needed
 
     @property
     def scope(self) -> Scope:

@@ -39,6 +39,11 @@ def judge(studied: Study, options: Options, progress: Progress = silent) -> Judg
     analysis = prepared.analysis
     criterion = prepared.registry.criterion(options.criterion_name)
     scores = score(analysis.model, analysis.coupling, criterion, options.scoring)
+    if studied.inputs is None and options.spread == "solved":
+        raise UsageError(
+            "--spread solved needs calibration inputs, and nothing here looks at any",
+            hint="Choose another --criterion or --repair.",
+        )
     if studied.inputs is None or not _wants_curves(options, criterion):
         return Judged(scores, {})
     found = evidence(studied, criterion, scores, progress)
@@ -123,7 +128,7 @@ def written(
         document["calibration"] = {
             "source": studied.inputs.source,
             "key": studied.inputs.key,
-            "samples": studied.inputs.count,
+            "samples": studied.inputs.asked,
             "synthesised": options.calib is None,
             "preprocess": options.preprocess,
         }
@@ -134,8 +139,6 @@ def written(
 
 def _wants_curves(options: Options, criterion: Criterion) -> bool:
     """Curves decide unless a ranking was asked for that weights alone can give."""
-    if options.spread == "solved" and options.fast:
-        raise UsageError("--spread solved needs calibration inputs, and --fast uses none")
     return criterion.needs_inputs or options.spread in ("auto", "solved")
 
 

@@ -67,9 +67,14 @@ def opened(model: Model) -> Callable[[Feeds], list[Array]]:
     return lambda feeds: run_session(runner, feeds)
 
 
+def _arrays(feeds: Feeds) -> dict[str, Any]:
+    """What ONNX Runtime takes: numpy's scalars it does not; sequences are lists."""
+    return {k: v if isinstance(v, list) else np.asarray(v) for k, v in feeds.items()}
+
+
 def run_session(runner: Any, feeds: Feeds) -> list[Array]:
     try:
-        return list(runner.run(None, dict(feeds)))
+        return list(runner.run(None, _arrays(feeds)))
     except Exception as error:  # ONNX Runtime's errors share no base class of their own
         text = " ".join(str(error).split())
         raise ModelError(

@@ -66,7 +66,7 @@ def smallest_within(
     Raises ``TargetError`` where not even the first step down stays within it.
     """
     assert options.max_drop is not None
-    part, held = _split(studied)
+    part, held = (studied, []) if options.eval_data is not None else _split(studied)
     if options.eval_data is not None:
         scorer = scorer_of(options.eval_data, studied.prepared.original)
         dense = scorer(studied.prepared.original, options.threads, options.provider)

@@ -20,7 +20,6 @@ from graphprune.options import Options
 from graphprune.prepared import Prepared
 from graphprune.repair.damage import Damage, Repair, Repaired, silent
 from graphprune.runtime import random_inputs, run_session, session
-from graphprune.shapes import infer
 
 Progress = Callable[[float], None]
 
@@ -109,7 +108,6 @@ def damage(studied: Study, cut_model: Model, removed: Mask, progress: Progress =
     """What a repair needs to know about a model from which ``removed`` has been cut."""
     analysis = studied.prepared.analysis
     pruned = studied.prepared.folded(cut_model)
-    sizes = studied.prepared.context.scope.input_shapes
     return Damage(
         analysis.model,
         studied.original,
@@ -117,7 +115,6 @@ def damage(studied: Study, cut_model: Model, removed: Mask, progress: Progress =
         analysis.shapes,
         analysis.coupling,
         analysis.coupling.alive(removed),
-        {**infer(pruned, sizes).dtype, **analysis.shapes.dtype},
         studied.inputs.feeds if studied.inputs else (),
         studied.memory,
         studied.seed,

@@ -22,7 +22,6 @@ from graphprune.prepared import Prepared
 from graphprune.repair import Damage, Repaired
 from graphprune.repair.reconstruct import AFFINE, BIAS, dirty_tensors, reconstruct, with_biases
 from graphprune.runtime import random_inputs, run_session, session
-from graphprune.shapes import infer
 
 Feeds = list[dict[str, Array]]
 under_test = import_module("graphprune.repair.reconstruct")  # the package names its function so too
@@ -63,7 +62,6 @@ def damaged(
         analysis.shapes,
         coupling,
         alive,
-        {**infer(pruned).dtype, **analysis.shapes.dtype},
         samples(prepared) if feeds is None else feeds,
     )
 

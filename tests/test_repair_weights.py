@@ -44,7 +44,6 @@ def damaged(proto: onnx.ModelProto, share: float = 0.3, last: bool = False) -> D
         analysis.shapes,
         analysis.coupling,
         analysis.coupling.alive(removed),
-        {},
     )
 
 

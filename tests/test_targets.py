@@ -58,7 +58,8 @@ def test_a_users_file_on_the_command_line(run: Run, resnet: Path, tmp_path: Path
     path, out = tmp_path / "mine.toml", tmp_path / "out.onnx"
     path.write_text('name = "mine"\nminimum = 20\n[multiple]\ndefault = 20\n')
     ran = run(
-        resnet, "--fast", "--repair", "none", "--target-flops", 0.5, "--target-hardware", path, "--no-measure", "-o", out,
+        resnet, "--fast", "--repair", "none", "--target-flops", 0.5, "--target-hardware", path,
+         "--no-measure", "-o", out,
         "--quiet",
     )  # fmt: skip
     assert ran.code == 0

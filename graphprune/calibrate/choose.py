@@ -32,7 +32,7 @@ class Calibration:
     """Calibration inputs in chunks, what they are, and a key that names them."""
 
     feeds: tuple[Feeds, ...]
-    count: int
+    asked: int  # samples at most; matching and files may give fewer
     source: str
     key: str
 
@@ -59,7 +59,7 @@ def calibration(
     feeds = tuple(batches(samples, model, chunk))
     if not feeds:
         raise ModelError("there are no calibration inputs", samples.source)
-    return Calibration(feeds, samples.count, samples.source, samples.key)
+    return Calibration(feeds, most, samples.source, samples.key)
 
 
 def _matched(

@@ -68,7 +68,7 @@ def gather(
         for weight in weights:
             groups_of.setdefault(weight, []).append(g)
     fit, held = split(feeds)
-    frontier = Frontier(original, analysis.shapes.dtype, fit, memory)
+    frontier = Frontier(original, fit, memory)
     effect = _Effect(original, held or fit, len(readers))
     known: dict[str, Moments] = {}
     evidence: dict[int, Evidence] = {}

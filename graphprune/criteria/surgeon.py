@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.int64]
 DAMPING = 0.01  # share of the mean variance added to every input's,
+CONSTANT = 1e-10  # relative variance below which an input says nothing but its mean
 SCARCE = 0.1  # and this times columns over rows: few rows fit anything
 STEPS = 48  # a group of more units than this drops several at once
 
@@ -28,17 +29,21 @@ class Consumer:
     mean: Matrix  # [groups, in]
     columns: Indices
     rows: float = np.inf  # that the covariance was taken over
+    left: Matrix = field(init=False)  # the weights updated for what has left
     inverse: Matrix = field(init=False)
     energy: float = field(init=False)  # ||W X||^2 per row, what errors are relative to
 
     def __post_init__(self) -> None:
         d = self.weights.shape[2]
-        mean = np.trace(self.covariance, axis1=1, axis2=2)[:, None, None] / d
+        variances = np.diagonal(self.covariance, axis1=1, axis2=2)
+        mean = variances.mean(axis=1)[:, None, None]
+        constant = variances <= CONSTANT * np.square(self.mean).mean(axis=1, keepdims=True)
+        constant |= variances <= CONSTANT * mean[:, 0]
+        self.left = np.where(constant[:, None], 0.0, self.weights)  # all in the bias: free
         damping = DAMPING + SCARCE * d / self.rows
         damped = self.covariance + (damping * mean + 1e-30) * np.eye(d)
         self.inverse = np.linalg.inv(damped)
-        self.weights = self.weights.copy()
-        energy = np.einsum("gmd,gmd->", self.weights @ self.covariance, self.weights)
+        energy = np.einsum("gmd,gmd->", self.left @ self.covariance, self.left)
         self.energy = max(float(energy), 1e-30)
         self.place = np.arange(d)  # original column → where it stands now
 
@@ -47,22 +52,22 @@ class Consumer:
         at = self.place[self.columns[units]]  # [units, groups, width]
         g = np.arange(at.shape[1])[None, :, None]
         block = self.inverse[g[..., None], at[..., :, None], at[..., None, :]]
-        weights = self.weights[g, :, at]  # [units, groups, width, out]
+        weights = self.left[g, :, at]  # [units, groups, width, out]
         solved = np.linalg.solve(block, weights)
         return np.asarray(np.einsum("ugwm,ugwm->u", weights, solved) / self.energy)
 
     def remove(self, units: Indices) -> float:
         """Take ``units`` out together, update the rest; the relative squared error it costs."""
-        at = self.place[self.columns[units]].transpose(1, 0, 2).reshape(len(self.weights), -1)
+        at = self.place[self.columns[units]].transpose(1, 0, 2).reshape(len(self.left), -1)
         total = 0.0
-        kept = np.ones((len(self.weights), self.weights.shape[2]), bool)
+        kept = np.ones((len(self.left), self.left.shape[2]), bool)
         for g, columns in enumerate(at):
             block = self.inverse[g][np.ix_(columns, columns)]
             rows = self.inverse[g][columns]
             gain = np.linalg.solve(block, rows)  # [removed, in]
-            gone = self.weights[g][:, columns]
+            gone = self.left[g][:, columns]
             total += float(np.einsum("mp,mp->", gone, np.linalg.solve(block, gone.T).T))
-            self.weights[g] -= gone @ gain
+            self.left[g] -= gone @ gain
             self.inverse[g] -= rows.T @ gain
             kept[g, columns] = False
         self._compact(kept)
@@ -70,7 +75,9 @@ class Consumer:
 
     def whole(self) -> Matrix:
         """The updated weights in the original's columns, zeros where columns left."""
-        weights = self.weights[:, :, np.maximum(self.place, 0)]
+        if not self.left.shape[2]:
+            return np.zeros((*self.left.shape[:2], len(self.place)))
+        weights = self.left[:, :, np.maximum(self.place, 0)]
         weights[:, :, self.place < 0] = 0
         return weights
 
@@ -81,7 +88,7 @@ class Consumer:
         if not (where == where[0]).all():
             return  # other positions in each group: they stay, as zeros
         where = where[0]
-        self.weights = self.weights[:, :, where]
+        self.left = self.left[:, :, where]
         self.inverse = self.inverse[:, where][:, :, where]
         place = np.full(len(kept[0]), -1)
         place[where] = np.arange(len(where))

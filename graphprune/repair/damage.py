@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from graphprune.coupling import Coupling, Mask
@@ -21,8 +21,8 @@ class Damage:
 
     ``normal`` is the analysed model, ``original`` the same with BatchNormalization folded where
     that is exact, ``pruned`` the cut one, folded alike. ``alive`` says which slots survive.
-    ``dtypes`` covers all tensors; ``feeds`` are the calibration inputs in chunks (none for repairs
-    that look at weights alone); ``memory`` is in bytes.
+    ``feeds`` are the calibration inputs in chunks (none for repairs that look at weights alone);
+    ``memory`` is in bytes.
     """
 
     normal: Model
@@ -31,7 +31,6 @@ class Damage:
     shapes: Shapes
     coupling: Coupling
     alive: Mask
-    dtypes: Mapping[str, int]
     feeds: Sequence[Feeds] = ()
     memory: float = 4e9
     seed: int = 0

@@ -4,7 +4,7 @@ the OBS update, with a ridge towards the sliced weights)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +13,10 @@ import onnx
 from graphprune.frontier import Frontier
 from graphprune.least_squares import best_ridge, error, solved
 from graphprune.linear import Linear, Matrix, inputs_at, linears, positions, rewritten
-from graphprune.model import Array, Model, label
+from graphprune.model import Array, Model, captured, label
 from graphprune.oracle import sliced
 from graphprune.repair.damage import Damage, Repaired
+from graphprune.shapes import Shape
 from graphprune.statistics import Sums, chunk_rows
 
 HELD_OUT = 5  # every fifth chunk chooses the ridge
@@ -41,13 +42,13 @@ def reconstruct(damage: Damage, form: str = AFFINE) -> tuple[Model, tuple[Repair
     work = with_biases(damage.pruned)
     dirty = dirty_tensors(damage.original, work)
     todo = [linear for linear in linears(work) if linear.x in dirty]
-    before = Frontier(damage.original, damage.dtypes, damage.feeds, damage.memory / 2)
-    after = Frontier(work, damage.dtypes, damage.feeds, damage.memory / 2)
+    before = Frontier(damage.original, damage.feeds, damage.memory / 2)
+    after = Frontier(work, damage.feeds, damage.memory / 2)
     left = {linear.node for linear in todo}
     changed, reports = [], []
     for number, linear in enumerate(todo):
         damage.progress(number / len(todo))
-        site = _site(work, linear, after, left)
+        site = _site(work, damage.shapes.shape, linear, after, left)
         before.advance([site.target or linear.x])
         after.advance([linear.x] + ([site.stream] if site.stream else []))
         matrix, bias, report = _repaired(damage, work, site, before, after, form)
@@ -76,12 +77,18 @@ def dirty_tensors(original: Model, pruned: Model) -> set[str]:
         if name in original.initializers and original.initializers[name].dims != tensor.dims
     }
     for node in pruned.nodes:
-        if changed.intersection(node.input):
+        if changed.intersection(node.input) or changed & captured(node):
             changed.update(name for name in node.output if name)
     return changed
 
 
-def _site(model: Model, linear: Linear, after: Frontier, left: set[int]) -> _Site:
+def _site(
+    model: Model,
+    shapes: Mapping[str, Shape | None],
+    linear: Linear,
+    after: Frontier,
+    left: set[int],
+) -> _Site:
     """Where to match the original. An operator whose output y is only added to a tensor s that is
     known already is to give z - s, z being the original's sum: that also corrects what has gone
     wrong on the other branch, a residual stream for instance.
@@ -89,10 +96,12 @@ def _site(model: Model, linear: Linear, after: Frontier, left: set[int]) -> _Sit
     if linear.y is None:
         return _Site(linear, None, None, False)
     target, stream = linear.y, None
+    constants = model.constant_names
     reader = _only_reader(model, linear.y)
     if reader is not None and reader.op_type == "Add" and not reader.domain:
-        others = [name for name in reader.input if name != linear.y]
-        if others and others[0] not in model.constant_names and after.reaches(others[0], left):
+        others = [name for name in reader.input if name != linear.y and name not in constants]
+        grown = shapes.get(reader.output[0]) != shapes.get(linear.y)  # it is broadcast
+        if others and not grown and after.reaches(others[0], left):
             target, stream = reader.output[0], others[0]
     reader = _only_reader(model, target)
     return _Site(linear, target, stream, reader is not None and reader.op_type == "Relu")

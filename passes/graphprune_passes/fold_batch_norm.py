@@ -29,6 +29,7 @@ class FoldBatchNorm:
             for linear in linears(model)
             if linear.kind in ("Conv", "ConvTranspose", "Gemm")
             and (norm := _normalisation(model, linear)) is not None
+            and _one_number_per_output(model, linear, norm)
         }
         if not folds:
             return PassResult(model)
@@ -57,6 +58,12 @@ def _normalisation(model: Model, linear: Linear) -> int | None:
     if node.op_type != "BatchNormalization" or training or any(node.output[1:]):
         return None
     return index if all(name in model.constant_names for name in node.input[1:]) else None
+
+
+def _one_number_per_output(model: Model, linear: Linear, norm: int) -> bool:
+    """False for opset 7's statistics per position."""
+    outputs = linear.matrix(model).shape[1] * linear.groups
+    return bool(model.array(model.nodes[norm].input[1]).size == outputs)
 
 
 def _folded(model: Model, linear: Linear, norm: int) -> tuple[Linear, Matrix, Matrix]:
