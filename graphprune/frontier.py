@@ -57,15 +57,14 @@ class Frontier:
         self.threads = threads
         self.chunks = len(feeds)
         self.done: set[str] = set()  # outputs of nodes that have run
-        self.held: dict[str, Chunks] = {}
         self._bytes = 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files = 0
-        for value in model.inputs:
-            self.held[value.name] = Chunks()
-            for feed in feeds:
-                self.held[value.name].values.append(np.asarray(feed[value.name]))
-            self._bytes += sum(_size(array) for array in self.held[value.name])
+        self.held = {value.name: Chunks() for value in model.inputs}
+        for index in range(self.chunks):
+            feed = feeds[index]
+            for name, chunks in self.held.items():
+                chunks.values.append(self._stored(np.asarray(feed[name])))
 
     def __getitem__(self, name: str) -> Chunks:
         return self.held[name]

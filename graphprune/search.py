@@ -6,11 +6,12 @@ repair has not seen (after EagleEye, arXiv 2007.02491).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from graphprune.calibrate.samples import split
 from graphprune.cut import cut
 from graphprune.distortion import distortion, relative_error
 from graphprune.errors import TargetError, UsageError
@@ -22,7 +23,6 @@ from graphprune.runtime import Feeds, run_session, session
 from graphprune.study import Progress, Study, repaired
 from graphprune.validate import scorer_of
 
-HELD_OUT = 5  # every fifth chunk judges
 SPREAD = 0.5  # standard deviation of the logarithm by which a group's curve is scaled
 BISECTIONS = 7  # tries between the smallest and the whole model: steps of less than 1 %
 LEAST_SHARE = 0.05
@@ -66,14 +66,14 @@ def smallest_within(
     Raises ``TargetError`` where not even the first step down stays within it.
     """
     assert options.max_drop is not None
-    part, held = (studied, []) if options.eval_data is not None else _split(studied)
+    part, held = _split(studied) if options.eval_data is None else (studied, [])
     if options.eval_data is not None:
         scorer = scorer_of(options.eval_data, studied.prepared.original)
         dense = scorer(studied.prepared.original, options.threads, options.provider)
 
         def drop(model: Model) -> float:
             return dense - scorer(model, options.threads, options.provider)
-    elif not held:
+    elif not len(held):
         raise UsageError("--max-drop needs --eval FILE, or calibration inputs", hint="not --fast")
     else:
         reference = _outputs(studied.original, held)
@@ -99,16 +99,14 @@ def smallest_within(
     return highest
 
 
-def _split(studied: Study) -> tuple[Study, list[Feeds]]:
+def _split(studied: Study) -> tuple[Study, Sequence[Feeds]]:
     """The study on four fifths of its inputs, and the rest."""
     if studied.inputs is None:
         return studied, []
-    feeds = studied.inputs.feeds
-    held = [feed for i, feed in enumerate(feeds) if i % HELD_OUT == 0]
-    rest = tuple(feed for i, feed in enumerate(feeds) if i % HELD_OUT)
-    if not rest:
+    fit, held = split(studied.inputs.feeds)
+    if not len(held):
         raise UsageError("too few calibration inputs to hold some out", studied.inputs.source)
-    return replace(studied, inputs=replace(studied.inputs, feeds=rest)), held
+    return replace(studied, inputs=replace(studied.inputs, feeds=fit)), held
 
 
 def _candidate(
@@ -129,6 +127,6 @@ def _candidate(
     return repaired(studied, prepared.registry.repair(options.repair_name), model, removed)[0]
 
 
-def _outputs(model: Model, feeds: list[Feeds]) -> list[list[Array]]:
+def _outputs(model: Model, feeds: Sequence[Feeds]) -> list[list[Array]]:
     runner = session(model)
     return [run_session(runner, feed) for feed in feeds]

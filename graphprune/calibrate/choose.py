@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from graphprune.cache import Cache
-from graphprune.calibrate import Preprocess, Samples, batches, open_samples
+from graphprune.calibrate import Preprocess, Samples, open_samples
 from graphprune.calibrate.match import batch_norms, match_statistics
 from graphprune.calibrate.preprocess import PictureInput, picture_inputs
+from graphprune.calibrate.samples import Chunked
 from graphprune.calibrate.synthesise import opened_sizes
 from graphprune.errors import ModelError
 from graphprune.model import Array, Model
@@ -31,7 +32,7 @@ BATCH_BYTES = 4e9  # of a forward pass that keeps everything
 class Calibration:
     """Calibration inputs in chunks, what they are, and a key that names them."""
 
-    feeds: tuple[Feeds, ...]
+    feeds: Sequence[Feeds]
     asked: int  # samples at most; matching and files may give fewer
     source: str
     key: str
@@ -56,8 +57,8 @@ def calibration(
     if given in (None, "none", Path("none")):
         samples = _matched(samples, model, shapes, macs, cache, seed, progress)
     chunk = min(LARGEST_CHUNK, max(1, -(-samples.count // CHUNKS)))
-    feeds = tuple(batches(samples, model, chunk))
-    if not feeds:
+    feeds = Chunked(samples, model, chunk)
+    if not len(feeds):
         raise ModelError("there are no calibration inputs", samples.source)
     return Calibration(feeds, most, samples.source, samples.key)
 

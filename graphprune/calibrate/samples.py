@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx
 
 from graphprune.model import Array, Model
+from graphprune.runtime import Feeds
 from graphprune.shapes import declared
+
+HELD_OUT = 5
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,57 @@ def rows_per_run(model: Model) -> int | None:
             return 1
     first = next((value for value in model.inputs if value.name in batched), None)
     return None if first is None else _first_size(first)
+
+
+@dataclass(frozen=True)
+class Chunked(Sequence[Feeds]):
+    """Samples as a sequence of feeds of ``size`` rows; each is read when it is asked for."""
+
+    samples: Samples
+    model: Model
+    size: int
+
+    def __len__(self) -> int:
+        fixed = rows_per_run(self.model)
+        if fixed is None:
+            return math.ceil(self.samples.count / self.size)
+        return max(self.samples.count // fixed, min(self.samples.count, 1))
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        step = rows_per_run(self.model) or self.size
+        part = replace_rows(self.samples, index * step, (index + 1) * step)
+        return next(batches(part, self.model, step))
+
+
+@dataclass(frozen=True)
+class Picked(Sequence[Feeds]):
+    """Some of a sequence of feeds, by their places in it."""
+
+    whole: Sequence[Feeds]
+    places: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.whole[self.places[index]]
+
+
+def replace_rows(samples: Samples, start: int, stop: int) -> Samples:
+    """The rows from ``start`` to ``stop`` (exclusive) alone."""
+    last = min(stop, samples.count)
+    return replace(
+        samples, count=last - start, read=lambda a, b: samples.read(start + a, min(start + b, last))
+    )
+
+
+def split(feeds: Sequence[Feeds]) -> tuple[Picked, Picked]:
+    """Chunks to learn from, and every fifth to judge by: few samples fit anything."""
+    places = range(len(feeds))
+    held = tuple(i for i in places if i % HELD_OUT == HELD_OUT - 1)
+    return Picked(feeds, tuple(i for i in places if i not in held)), Picked(feeds, held)
 
 
 def batches(samples: Samples, model: Model, size: int) -> Iterator[dict[str, Array]]:

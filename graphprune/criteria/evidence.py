@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphprune.analysis import Analysis
+from graphprune.calibrate.samples import split
 from graphprune.coupling import Group
 from graphprune.criteria.surgeon import Consumer, Matrix, Sweep, sweep
 from graphprune.distortion import distortion
@@ -25,7 +26,6 @@ Order = Callable[[Group, list[Consumer]], NDArray[np.int64] | None]
 STOPS = (0.25, 0.6)  # shares of a group gone at which its effect on the outputs is measured
 EVALUATIONS = 4096  # samples run for all measurements of effects together
 FEWEST = 8  # samples for each
-HELD_OUT = 5
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def gather(
             groups_of.setdefault(weight, []).append(g)
     fit, held = split(feeds)
     frontier = Frontier(original, fit, memory)
-    effect = _Effect(original, held or fit, len(readers))
+    effect = _Effect(original, held if len(held) else fit, len(readers))
     known: dict[str, Moments] = {}
     evidence: dict[int, Evidence] = {}
     todo = [linear for linear in linears(original) if linear.weight in groups_of]
@@ -205,12 +205,6 @@ def _scaled(found: Sweep, measured: Sequence[tuple[int, float]]) -> Matrix:
     return np.maximum.accumulate(found.curve * factor)
 
 
-def split(feeds: Sequence[Feeds]) -> tuple[list[Feeds], list[Feeds]]:
-    """Chunks to learn from, and every fifth to judge by: few samples fit anything."""
-    fit = [feed for i, feed in enumerate(feeds) if i % HELD_OUT != HELD_OUT - 1]
-    return fit, [feed for i, feed in enumerate(feeds) if i % HELD_OUT == HELD_OUT - 1]
-
-
 class _Effect:
     """Distortion of the model's outputs when some operators get other weights."""
 
@@ -228,11 +222,10 @@ class _Effect:
 
     @staticmethod
     def _few(feeds: Sequence[Feeds], samples: int) -> list[Feeds]:
-        """The first samples, as many as asked for where chunks can be split."""
-        first = next(iter(feeds[0].values()))
+        """The first samples, about as many as asked for: chunks are not split."""
+        first = np.asarray(next(iter(feeds[0].values())))
         per_chunk = len(first) if first.ndim else 1
-        chosen = list(feeds[: max(1, samples // per_chunk)])
-        return chosen
+        return [feeds[i] for i in range(min(len(feeds), max(1, samples // per_chunk)))]
 
     def of(self, changes: Sequence[tuple[Linear, Matrix, Matrix]]) -> float:
         runner = session(rewritten(self.model, changes))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from graphprune.calibrate.samples import HELD_OUT
 from graphprune.frontier import Frontier
 from graphprune.least_squares import best_ridge, error, solved
 from graphprune.linear import Linear, Matrix, inputs_at, linears, positions, rewritten
@@ -19,7 +20,6 @@ from graphprune.repair.damage import Damage, Repaired
 from graphprune.shapes import Shape
 from graphprune.statistics import Sums, chunk_rows
 
-HELD_OUT = 5  # every fifth chunk chooses the ridge
 WIDEST = 12288  # columns of a Gram matrix: a wider operator gets its mean output corrected alone
 AFFINE, BIAS = "affine", "bias"
 
