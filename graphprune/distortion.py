@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import log_softmax
 
 from graphprune.model import Array
 
 TINY = 1e-12
+LEAST_PROBABILITY = 1e-6
 
 
 def distortion(expected: Sequence[Array], actual: Sequence[Array]) -> float:
-    """Mean over the float outputs: the Kullback-Leibler divergence of class scores ([rows,
-    classes]), the squared error over the variance of anything else."""
+    """Mean over the float outputs of the squared error over the variance. Class scores ([rows,
+    classes]) count as logits, less each row's mean, which means nothing.
+
+    On pictures it was trained on a classifier is so sure that divergences of its predictions say
+    little: errors of logits rank plans better (ResNet-56 at half of its MACs: 80.5 % against 78.1).
+    """
     values = [
         _of(a.astype(np.float64), b.astype(np.float64))
         for a, b in zip(expected, actual, strict=True)
@@ -36,14 +40,13 @@ def relative_error(expected: Sequence[Array], actual: Sequence[Array]) -> float:
 
 def _of(expected: Array, actual: Array) -> float:
     if expected.ndim == 2 and expected.shape[1] > 1:
-        p, q = _log_probabilities(expected), _log_probabilities(actual)
-        return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+        expected, actual = _logits(expected), _logits(actual)
     spread = max(float(np.square(expected - expected.mean()).mean()), TINY)
     return float(np.square(expected - actual).mean()) / spread
 
 
-def _log_probabilities(scores: Array) -> Array:
-    """Class scores as log probabilities; rows that sum to one already are such."""
+def _logits(scores: Array) -> Array:
+    """Scores less their row's mean; probabilities (rows that sum to one) by their logarithms."""
     if scores.min() >= 0 and np.allclose(scores.sum(axis=1), 1, atol=1e-3):
-        return np.asarray(np.log(np.maximum(scores, TINY)))
-    return np.asarray(log_softmax(scores, axis=1))
+        scores = np.log(np.maximum(scores, LEAST_PROBABILITY))
+    return np.asarray(scores - scores.mean(axis=1, keepdims=True))

@@ -1,9 +1,9 @@
 """What each ingredient of accuracy without training is worth: take one away, prune, evaluate.
 
-    python tools/benchmark_ablation.py MODEL.onnx --calib FILE.npz --eval FILE.npz [--target-flops 0.5]
+    python tools/benchmark_ablation.py MODEL.onnx --calib FILE.npz --eval FILE.npz
 
-The first row is the default on the given samples. Every other row changes one thing. Ingredients that
-are no options of the program are taken away here, by replacing a function of it.
+The first row is the default on the given samples. Every other row changes one thing. Ingredients
+that are no options of the program are taken away here, by replacing a function of it.
 """
 
 from __future__ import annotations

@@ -10,7 +10,12 @@ import numpy as np
 
 from graphprune.cache import Cache
 from graphprune.calibrate import Preprocess, Samples, open_samples
-from graphprune.calibrate.match import batch_norms, match_statistics
+from graphprune.calibrate.match import (
+    batch_norms,
+    class_scores,
+    match_predictions,
+    match_statistics,
+)
 from graphprune.calibrate.preprocess import PictureInput, picture_inputs
 from graphprune.calibrate.samples import Chunked
 from graphprune.calibrate.synthesise import opened_sizes
@@ -25,6 +30,7 @@ MATCHING_WORK = 6e12  # MACs that matching may take: each step costs about three
 RUNS_PER_STEP = 3.2
 MATCHED, STEPS, FEWEST_STEPS = 512, 60, 12
 CHUNKS, LARGEST_CHUNK = 10, 64  # chunks at least (some are held out), and rows of one at most
+OLDEST = 9  # opset that gradients can be written in
 BATCH_BYTES = 4e9  # of a forward pass that keeps everything
 
 
@@ -72,11 +78,14 @@ def _matched(
     seed: int,
     progress: Callable[[float], None],
 ) -> Samples:
-    """The same pictures, moved until each BatchNormalization sees what it stored."""
+    """The same pictures, moved until each BatchNormalization sees what it stored; where none is
+    left, every second one until a classifier is sure of it. Other models keep what they have."""
     sized = opened_sizes(model, shapes)
     pictures = picture_inputs(model, sized)
     layers = batch_norms(model)
-    if len(pictures) != 1 or pictures[0].dtype != np.float32 or not layers:
+    if len(pictures) != 1 or pictures[0].dtype != np.float32:
+        return samples
+    if (not layers and class_scores(model, shapes) is None) or model.opsets.get("", 0) < OLDEST:
         return samples
     to = pictures[0]
     work = RUNS_PER_STEP * max(macs, 1.0)
@@ -84,15 +93,18 @@ def _matched(
     steps = int(np.clip(MATCHING_WORK / work / count, FEWEST_STEPS, STEPS))
     batch = max(1, min(256, int(BATCH_BYTES / max(_activation_bytes(shapes, to), 1))))
     recipe = ("matched", samples.key, model.sha256, count, steps, batch)
+    every = 1 if layers else 2
+    total = min(samples.count, count * every)
+    search = match_statistics if layers else match_predictions
 
     def match() -> dict[str, Array]:
-        start = samples.read(0, count)[to.name]
+        start = samples.read(0, total)[to.name]
         axes = (0, 2, 3) if to.layout == "nchw" else (0, 1, 2)
-        found = match_statistics(
+        found = search(
             model,
             sized,
             to.name,
-            start,
+            start[::every],
             start.min(axis=axes),
             start.max(axis=axes),
             steps=steps,
@@ -101,20 +113,22 @@ def _matched(
             spatial=(2, 3) if to.layout == "nchw" else (1, 2),
             progress=progress,
         )
+        start[::every] = found.pictures
         losses = np.array([found.loss_before, found.loss_after])
-        return {"pictures": found.pictures, "losses": losses}
+        return {"pictures": start, "losses": losses}
 
     made = cache(recipe, match)
     first, last = (float(v) for v in made["losses"])
+    how = f"{len(layers)} normalisation layers" if layers else "sure, balanced predictions"
     source = (
-        f"{samples.source}; {count} matched to {len(layers)} normalisation layers in {steps} steps "
+        f"{samples.source}; {len(made['pictures'][::every])} matched to {how} in {steps} steps "
         f"(loss {first:.3g} -> {last:.3g})"
     )
 
     def read(start: int, stop: int) -> dict[str, Array]:
-        return {**samples.read(start, min(stop, count)), to.name: made["pictures"][start:stop]}
+        return {**samples.read(start, min(stop, total)), to.name: made["pictures"][start:stop]}
 
-    return replace(samples, count=count, source=source, key=samples.key + repr(recipe), read=read)
+    return replace(samples, count=total, source=source, key=samples.key + repr(recipe), read=read)
 
 
 def _activation_bytes(shapes: Shapes, to: PictureInput) -> float:
