@@ -4,8 +4,8 @@
 
 MODELS is a folder of materialised architectures: resnet18.onnx, resnet50.onnx, vit_b16.onnx. Two
 residual networks of 9 and 18 blocks per stage (the shapes of ResNet-56 and ResNet-110, random
-weights) show the cost ratio of twice the depth. Each model runs in a process of its own, on inputs
-that are made up; nothing is cached.
+weights) show the cost ratio of twice the depth. Each model runs in a process of its own, on made-up
+inputs from a file, so that matching them to a model is not part of it; nothing is cached.
 """
 
 from __future__ import annotations
@@ -76,8 +76,16 @@ def residual(blocks: int) -> onnx.ModelProto:
 def one(path: Path, samples: int) -> None:
     """Prune in this process; print seconds by stage and peak memory as JSON."""
     from graphprune import api
+    from graphprune.calibrate import synthesise
 
-    result = api.prune(path, flops=0.5, samples=samples, measure=False, cache=False)
+    analysis = api.prepare(path).analysis
+    made = synthesise(analysis.model, analysis.shapes, samples, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        calib = Path(folder) / "inputs.npz"
+        np.savez(calib, **made.read(0, samples))
+        result = api.prune(
+            path, flops=0.5, calib=calib, samples=samples, measure=False, cache=False
+        )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(json.dumps({"seconds": dict(result.seconds), "gigabytes": peak}))
 
@@ -101,6 +109,7 @@ def main() -> None:
     for name in ("model", *STAGES, "sum", "peak GB"):
         table.add_column(name, justify="left" if name == "model" else "right")
     growing = []
+    console = Console(width=120)
     with tempfile.TemporaryDirectory() as folder:
         paths = [given.models / f"{name}.onnx" for name in ARCHITECTURES] if given.models else []
         for blocks in BLOCKS:
@@ -114,8 +123,8 @@ def main() -> None:
             table.add_row(
                 path.stem, *row, f"{sum(seconds.values()):.1f}", f"{found['gigabytes']:.1f}"
             )
+            console.print(f"{path.stem}: {row}, {found['gigabytes']:.1f} GB")
             growing.append(sum(seconds.get(stage, 0.0) for stage in GROWING))
-    console = Console(width=120)
     console.print(table)
     ratio = growing[-1] / growing[-2]
     console.print(f"twice the depth costs {ratio:.2f} times as much ({', '.join(GROWING)})")

@@ -68,6 +68,8 @@ def case_rows(case: Case, found: Sequence[Result]) -> Iterator[list[str]]:
         for tool in TOOLS:
             result = lookup(found, case.name, tool.name, ratio)
             goal = goal_of(case, ratio, tool.name)
+            if result is None and goal is None:
+                continue  # not asked for in this run
             title = f"**{tool.title}**" if isinstance(tool, Method) else tool.title
             kept = result.kept if result else None
             seconds = result.seconds if result else None
