@@ -131,9 +131,9 @@ def _repaired(
     scale = max(float(everything.tt.sum()), 1e-30)
     errors = [error(everything, *pair) / scale for pair in ((weights, old), (matrix, bias))]
     if site.rectified:  # what lies below zero on both sides does not count: solve once more
-        ridge, matrix, bias = _solution(
-            *_sums(damage, site, before, after, (matrix, bias)), weights
-        )
+        relaxed = _sums(damage, site, before, after, (matrix, bias))
+        both = relaxed[0].merged(relaxed[1]).centred()
+        matrix, bias = solved(both, weights, ridge)
     return matrix, bias, Repaired(name, f"ridge {ridge:g}", *errors)
 
 
