@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 from graphprune.statistics import Moments
 
 Matrix = NDArray[np.float64]
+SMALL = 64  # columns: narrower problems are solved all at once
 UNTESTED = 1e-2  # the ridge where too few samples are there to hold some out
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # shares of the mean variance of an input
 
@@ -24,12 +25,18 @@ def solved(moments: Moments, weights: Matrix, ridge: float) -> tuple[Matrix, Mat
     penalty = (ridge * scale + np.finfo(np.float64).tiny)[:, None, None]
     left = moments.xx + penalty * np.eye(d)
     right = (moments.tx + penalty * weights).transpose(0, 2, 1)
-    if len(left) == 1:  # symmetric and positive: half the work of a general solution
-        factor = cho_factor(left[0], lower=True, overwrite_a=True, check_finite=False)
-        matrix = cho_solve(factor, right[0], check_finite=False).T[None]
-    else:
-        matrix = np.linalg.solve(left, right).transpose(0, 2, 1)
+    solutions = [_one(a, b) for a, b in zip(left, right, strict=True)] if d > SMALL else None
+    solution = np.linalg.solve(left, right) if solutions is None else np.stack(solutions)
+    matrix = solution.transpose(0, 2, 1)
     return matrix, offset(moments, matrix)
+
+
+def _one(left: Matrix, right: Matrix) -> Matrix:
+    """Symmetric and positive but for rounding: half the work of a general solution."""
+    try:
+        return np.asarray(cho_solve(cho_factor(left, lower=True), right))
+    except LinAlgError:  # a ridge so small that rounding of dependent inputs outweighs it
+        return np.asarray(np.linalg.solve(left, right))
 
 
 def offset(moments: Moments, matrix: Matrix) -> Matrix:
