@@ -289,33 +289,47 @@ def _pads(linear: Linear, size: Sequence[int], out: Sequence[int]) -> Sequence[i
 # --- writing back ---
 
 
-def rewritten(model: Model, changed: Sequence[tuple[Linear, Matrix, Matrix]]) -> Model:
+Change = tuple["Linear", Matrix, Matrix]  # an operator, its new weights and its new bias
+
+
+def rewritten(model: Model, changed: Sequence[Change]) -> Model:
     """The model with other weights and biases ([groups, out, in] and [groups, out]) in some nodes.
 
     An operator without a bias gains one. Arithmetic is in float64; what is stored keeps its type.
     """
     tensors = dict(model.initializers)
     nodes: dict[int, list[onnx.NodeProto]] = {}
-    for linear, matrix, offset in changed:
-        old = model.array(linear.weight)
-        value = linear._stored(matrix, old.shape).astype(old.dtype)
-        tensors[linear.weight] = _in_place_of(model, linear.weight, value)
-        bias = offset.reshape(-1)
-        if linear.kind in RECURRENT:
-            tensors |= _recurrent_bias(model, linear, bias, nodes, old.dtype)
-        elif linear.bias is not None:
-            was = model.array(linear.bias)
-            shape = was.shape if was.size == bias.size else bias.shape
-            stored = (bias / linear.beta).reshape(shape).astype(was.dtype)
-            tensors[linear.bias] = _in_place_of(model, linear.bias, stored)
-        else:
-            name = f"{linear.weight}/graphprune_bias"
-            tensors[name] = set_initializer(name, (bias / linear.beta).astype(old.dtype))
-            nodes[linear.node] = _with_bias(model.nodes[linear.node], name)
+    for change in changed:
+        tensors |= stored(model, change)
+        linear = change[0]
+        if linear.bias is None:
+            nodes[linear.node] = _with_bias(model.nodes[linear.node], _bias_name(linear))
     if not nodes:
         return replace(model, initializers=tensors)
     order = [n for i, node in enumerate(model.nodes) for n in nodes.get(i, [node])]
     return model.with_graph(order, tensors.values())
+
+
+def stored(model: Model, change: Change) -> dict[str, onnx.TensorProto]:
+    """The initialisers that hold an operator's new weights and bias, by name."""
+    linear, matrix, offset = change
+    old = model.array(linear.weight)
+    value = linear._stored(matrix, old.shape).astype(old.dtype)
+    tensors = {linear.weight: _in_place_of(model, linear.weight, value)}
+    bias = offset.reshape(-1) / linear.beta
+    if linear.kind in RECURRENT:
+        bias = _recurrent_bias(model, linear, bias)
+    if linear.bias is None:
+        name = _bias_name(linear)
+        return tensors | {name: set_initializer(name, bias.astype(old.dtype))}
+    was = model.array(linear.bias)
+    shape = was.shape if was.size == bias.size else bias.shape
+    kept = bias.reshape(shape).astype(was.dtype)
+    return tensors | {linear.bias: _in_place_of(model, linear.bias, kept)}
+
+
+def _bias_name(linear: Linear) -> str:
+    return f"{linear.weight}/graphprune_bias"
 
 
 def _in_place_of(model: Model, name: str, value: Array) -> onnx.TensorProto:
@@ -328,35 +342,21 @@ def _with_bias(node: onnx.NodeProto, bias: str) -> list[onnx.NodeProto]:
     """The node reading a bias; a MatMul, which cannot, followed by an Add."""
     new = onnx.NodeProto()
     new.CopyFrom(node)
-    if node.op_type != "MatMul":
-        del new.input[2:]
-        new.input.append(bias)
-        return [new]
-    new.output[0] = f"{node.output[0]}/graphprune_product"
-    add = helper.make_node("Add", [new.output[0], bias], [node.output[0]], name=f"{bias}_add")
-    return [new, add]
-
-
-def _recurrent_bias(
-    model: Model,
-    linear: Linear,
-    bias: Matrix,
-    nodes: dict[int, list[onnx.NodeProto]],
-    dtype: np.dtype[np.generic],
-) -> dict[str, onnx.TensorProto]:
-    """The input half of a recurrent bias; the other half stays."""
-    directions = model.initializers[linear.weight].dims[0]
-    half = bias.reshape(directions, -1)
-    if linear.bias is not None:
-        rest = model.array(linear.bias)[:, half.shape[1] :].astype(np.float64)
-        value = np.concatenate([half, rest], axis=1).astype(dtype)
-        return {linear.bias: _in_place_of(model, linear.bias, value)}
-    name = f"{linear.weight}/graphprune_bias"
-    new = onnx.NodeProto()
-    new.CopyFrom(model.nodes[linear.node])
-    while len(new.input) < 4:
+    if node.op_type == "MatMul":
+        new.output[0] = f"{node.output[0]}/graphprune_product"
+        add = helper.make_node("Add", [new.output[0], bias], [node.output[0]], name=f"{bias}_add")
+        return [new, add]
+    place = 3 if node.op_type in RECURRENT else 2
+    while len(new.input) <= place:
         new.input.append("")
-    new.input[3] = name
-    nodes[linear.node] = [new]
-    value = np.concatenate([half, np.zeros_like(half)], axis=1).astype(dtype)
-    return {name: set_initializer(name, value)}
+    new.input[place] = bias
+    return [new]
+
+
+def _recurrent_bias(model: Model, linear: Linear, bias: Matrix) -> Matrix:
+    """[directions, both halves]: the input half is new, the recurrent half stays (or is zeros)."""
+    half = bias.reshape(model.initializers[linear.weight].dims[0], -1)
+    if linear.bias is None:
+        return np.concatenate([half, np.zeros_like(half)], axis=1)
+    rest = model.array(linear.bias)[:, half.shape[1] :].astype(np.float64)
+    return np.concatenate([half, rest], axis=1)

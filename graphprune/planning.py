@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,12 @@ FALLBACK = "l1"
 Margins = Mapping[str, float]  # kind of cost → what the result has beyond the cost model's count
 
 
+@dataclass(frozen=True)
 class Judged:
     """What decides: scores by unit, and the evidence by group where inputs were looked at."""
 
-    def __init__(self, scores: Scores, evidence: Mapping[int, Evidence]) -> None:
-        self.scores = scores
-        self.evidence = evidence
+    scores: Scores
+    evidence: Mapping[int, Evidence]
 
 
 def judge(studied: Study, options: Options, progress: Progress = silent) -> Judged:

@@ -14,7 +14,7 @@ from graphprune.model import Array, Model
 from graphprune.runtime import Feeds
 from graphprune.shapes import declared
 
-HELD_OUT = 5
+HELD_OUT = 5  # of so many chunks one judges what was learnt from the others
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Chunked(Sequence[Feeds]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         step = rows_per_run(self.model) or self.size
-        part = replace_rows(self.samples, index * step, (index + 1) * step)
+        part = rows_of(self.samples, index * step, (index + 1) * step)
         return next(batches(part, self.model, step))
 
 
@@ -91,7 +91,7 @@ class Picked(Sequence[Feeds]):
         return self.whole[self.places[index]]
 
 
-def replace_rows(samples: Samples, start: int, stop: int) -> Samples:
+def rows_of(samples: Samples, start: int, stop: int) -> Samples:
     """The rows from ``start`` to ``stop`` (exclusive) alone."""
     last = min(stop, samples.count)
     return replace(

@@ -13,7 +13,7 @@ import onnx
 from graphprune.calibrate.samples import HELD_OUT
 from graphprune.frontier import Frontier
 from graphprune.least_squares import best_ridge, error, solved
-from graphprune.linear import Linear, Matrix, inputs_at, linears, positions, rewritten
+from graphprune.linear import Linear, Matrix, inputs_at, linears, positions, rewritten, stored
 from graphprune.model import Array, Model, captured, label
 from graphprune.oracle import sliced
 from graphprune.repair.damage import Damage, Repaired
@@ -54,7 +54,7 @@ def reconstruct(damage: Damage, form: str = AFFINE) -> tuple[Model, tuple[Repair
         matrix, bias, report = _repaired(damage, work, site, before, after, form)
         changed.append((linear, matrix, bias))
         reports.append(report)
-        after.weights |= rewritten(work, changed[-1:]).initializers
+        after.weights |= stored(work, changed[-1])
         left.discard(linear.node)
     by_weight = {linear.weight: linear for linear in linears(damage.pruned)}
     final = [(by_weight[linear.weight], matrix, bias) for linear, matrix, bias in changed]
