@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,8 @@ class Sums:
     """Sums over rows of x: [groups, rows, in] and targets t: [groups, rows, out].
 
     Both are shifted by a constant near their mean, so that float32 products lose nothing when the
-    mean is large; merging two is adding them.
+    mean is large; merging two is adding them. Few rows wait until there are enough to pay for
+    touching all of a Gram matrix.
     """
 
     shift_x: Matrix  # [groups, in]
@@ -33,35 +34,52 @@ class Sums:
     xx: Matrix  # [groups, in, in]
     tx: Matrix  # [groups, out, in]
     tt: Matrix  # [groups, out]
+    gram: bool = True  # False: xx stays zero
+    _waiting: list[tuple[Array, Array]] = field(default_factory=list)
 
     @classmethod
-    def empty(cls, x: Array, t: Array) -> Sums:
-        """Sums of nothing, shifted by the means of these first rows."""
+    def empty(cls, x: Array, t: Array, *, gram: bool = True) -> Sums:
+        """Sums of nothing, shifted by the means of these first rows (as float32 holds them)."""
         groups, _, d = x.shape
         m = t.shape[2]
         return cls(
-            x.mean(axis=1, dtype=np.float64),
-            t.mean(axis=1, dtype=np.float64),
+            x.mean(axis=1, dtype=np.float64).astype(np.float32).astype(np.float64),
+            t.mean(axis=1, dtype=np.float64).astype(np.float32).astype(np.float64),
             0.0,
             np.zeros((groups, d)),
             np.zeros((groups, m)),
             np.zeros((groups, d, d)),
             np.zeros((groups, m, d)),
             np.zeros((groups, m)),
+            gram,
         )
 
     def add(self, x: Array, t: Array) -> None:
-        a = (x - self.shift_x[:, None]).astype(np.float32)
-        b = (t - self.shift_t[:, None]).astype(np.float32)
-        self.count += x.shape[1]
+        """Count these rows in: x [groups, rows, in], t [groups, rows, out]."""
+        a = (x - self.shift_x[:, None].astype(np.float32)).astype(np.float32, copy=False)
+        b = (t - self.shift_t[:, None].astype(np.float32)).astype(np.float32, copy=False)
+        self._waiting.append((a, b))
+        rows = sum(a.shape[1] for a, _ in self._waiting)
+        if rows >= a.shape[2] or rows * a.shape[0] * a.shape[2] >= BLOCK:
+            self._settle()
+
+    def _settle(self) -> None:
+        if not self._waiting:
+            return
+        a, b = (np.concatenate(part, axis=1) for part in zip(*self._waiting, strict=True))
+        self._waiting.clear()
+        self.count += a.shape[1]
         self.x += a.sum(axis=1, dtype=np.float64)
         self.t += b.sum(axis=1, dtype=np.float64)
-        self.xx += a.transpose(0, 2, 1) @ a
+        if self.gram:
+            self.xx += a.transpose(0, 2, 1) @ a
         self.tx += b.transpose(0, 2, 1) @ a
         self.tt += np.square(b).sum(axis=1, dtype=np.float64)
 
     def merged(self, other: Sums) -> Sums:
         """Both together; they must share their shifts."""
+        self._settle()
+        other._settle()
         return Sums(
             self.shift_x,
             self.shift_t,
@@ -71,17 +89,19 @@ class Sums:
             self.xx + other.xx,
             self.tx + other.tx,
             self.tt + other.tt,
+            self.gram,
         )
 
     def centred(self) -> Moments:
         """Means and covariances."""
+        self._settle()
         n = max(self.count, 1.0)
         x, t = self.x / n, self.t / n
         return Moments(
             self.count,
             self.shift_x + x,
             self.shift_t + t,
-            self.xx / n - x[:, :, None] * x[:, None, :],
+            self.xx / n - x[:, :, None] * x[:, None, :] if self.gram else self.xx,
             self.tx / n - t[:, :, None] * x[:, None, :],
             np.maximum(self.tt / n - np.square(t), 0),
         )

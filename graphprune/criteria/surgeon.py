@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
+from scipy.linalg.blas import dgemm
+from scipy.linalg.lapack import dpotrf, dpotri
 
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.int64]
 DAMPING = 0.01  # share of the mean variance added to every input's,
 CONSTANT = 1e-10  # relative variance below which an input says nothing but its mean
 SCARCE = 0.1  # and this times columns over rows: few rows fit anything
+COMPACT = 0.2  # share of columns that left before the others move together
 STEPS = 48  # a group of more units than this drops several at once
 
 
@@ -31,6 +35,7 @@ class Consumer:
     rows: float = np.inf  # that the covariance was taken over
     left: Matrix = field(init=False)  # the weights updated for what has left
     inverse: Matrix = field(init=False)
+    gone: NDArray[np.bool_] = field(init=False)  # [groups, columns that still stand]
     energy: float = field(init=False)  # ||W X||^2 per row, what errors are relative to
 
     def __post_init__(self) -> None:
@@ -42,9 +47,10 @@ class Consumer:
         self.left = np.where(constant[:, None], 0.0, self.weights)  # all in the bias: free
         damping = DAMPING + SCARCE * d / self.rows
         damped = self.covariance + (damping * mean + 1e-30) * np.eye(d)
-        self.inverse = np.linalg.inv(damped)
+        self.inverse = np.stack([_inverse(one) for one in damped])
         energy = np.einsum("gmd,gmd->", self.left @ self.covariance, self.left)
         self.energy = max(float(energy), 1e-30)
+        self.gone = np.zeros((len(self.left), d), bool)
         self.place = np.arange(d)  # original column → where it stands now
 
     def errors(self, units: Indices) -> Matrix:
@@ -60,17 +66,19 @@ class Consumer:
         """Take ``units`` out together, update the rest; the relative squared error it costs."""
         at = self.place[self.columns[units]].transpose(1, 0, 2).reshape(len(self.left), -1)
         total = 0.0
-        kept = np.ones((len(self.left), self.left.shape[2]), bool)
         for g, columns in enumerate(at):
-            block = self.inverse[g][np.ix_(columns, columns)]
             rows = self.inverse[g][columns]
-            gain = np.linalg.solve(block, rows)  # [removed, in]
-            gone = self.left[g][:, columns]
-            total += float(np.einsum("mp,mp->", gone, np.linalg.solve(block, gone.T).T))
-            self.left[g] -= gone @ gain
-            self.inverse[g] -= rows.T @ gain
-            kept[g, columns] = False
-        self._compact(kept)
+            root = np.linalg.cholesky(rows[:, columns])  # of the block that leaves
+            half = solve_triangular(root, rows, lower=True)  # [removed, in]
+            gone = solve_triangular(root, self.left[g][:, columns].T, lower=True)  # [removed, out]
+            total += float(np.square(gone).sum())
+            self.left[g] -= gone.T @ half
+            self.left[g][:, columns] = 0
+            # symmetric, so its transpose, which BLAS updates in place, is the same matrix
+            dgemm(-1.0, half.T, half, 1.0, self.inverse[g].T, overwrite_c=True)
+        self.gone[np.arange(len(at))[:, None], at] = True
+        if self.gone.mean() > COMPACT:
+            self._compact()
         return total / self.energy
 
     def whole(self) -> Matrix:
@@ -81,18 +89,28 @@ class Consumer:
         weights[:, :, self.place < 0] = 0
         return weights
 
-    def _compact(self, kept: NDArray[np.bool_]) -> None:
+    def _compact(self) -> None:
         """Drop columns that left; every group loses as many."""
-        groups = len(kept)
-        where = np.nonzero(kept)[1].reshape(groups, -1)
+        where = np.nonzero(~self.gone)[1].reshape(len(self.gone), -1)
         if not (where == where[0]).all():
             return  # other positions in each group: they stay, as zeros
         where = where[0]
         self.left = self.left[:, :, where]
-        self.inverse = self.inverse[:, where][:, :, where]
-        place = np.full(len(kept[0]), -1)
+        self.inverse = np.stack([one[np.ix_(where, where)] for one in self.inverse])
+        place = np.full(self.gone.shape[1], -1)
         place[where] = np.arange(len(where))
         self.place = np.where(self.place >= 0, place[self.place], -1)
+        self.gone = self.gone[:, where]
+
+
+def _inverse(damped: Matrix) -> Matrix:
+    """Of a symmetric positive matrix, both triangles filled."""
+    root, failed = dpotrf(damped, lower=True)
+    lower, refused = dpotri(root, lower=True)
+    if failed or refused:  # rounding has eaten the damping
+        return np.asarray(np.linalg.inv(damped))
+    lower = np.tril(lower)
+    return np.ascontiguousarray(lower + np.tril(lower, -1).T)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ the OBS update, with a ridge towards the sliced weights)."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -126,20 +126,16 @@ def _repaired(
         means = _mean_error(damage, site, before, after, weights, old)
         return weights, old + means, Repaired(name, "bias")
     fit, held = _sums(damage, site, before, after)
-    ridge, matrix, bias = _solution(fit, held, weights)
     everything = fit.merged(held).centred()
+    ridge = best_ridge(fit.centred(), held.centred(), weights)
+    matrix, bias = solved(everything, weights, ridge)
     scale = max(float(everything.tt.sum()), 1e-30)
     errors = [error(everything, *pair) / scale for pair in ((weights, old), (matrix, bias))]
     if site.rectified:  # what lies below zero on both sides does not count: solve once more
         relaxed = _sums(damage, site, before, after, (matrix, bias))
-        both = relaxed[0].merged(relaxed[1]).centred()
+        both = replace(relaxed[0].merged(relaxed[1]).centred(), xx=everything.xx)
         matrix, bias = solved(both, weights, ridge)
     return matrix, bias, Repaired(name, f"ridge {ridge:g}", *errors)
-
-
-def _solution(fit: Sums, held: Sums, weights: Matrix) -> tuple[float, Matrix, Matrix]:
-    ridge = best_ridge(fit.centred(), held.centred(), weights)
-    return ridge, *solved(fit.merged(held).centred(), weights, ridge)
 
 
 def _sums(
@@ -152,7 +148,8 @@ def _sums(
     """Sums over the chunks to fit, and over those held out.
 
     With a ``guess`` (weights and bias) targets below zero, which a Relu is to hide, are replaced by
-    what the guess gives there, at most zero (after Zhang et al., arXiv 1505.06798, section 2.2).
+    what the guess gives there, at most zero (after Zhang et al., arXiv 1505.06798, section 2.2);
+    the inputs' own products, which that does not change, are left out.
     """
     both: tuple[Sums, Sums] | None = None
     for chunk in range(after.chunks):
@@ -164,7 +161,10 @@ def _sums(
                 hidden = targets + streams <= 0
                 wanted = np.where(hidden, np.minimum(now, -streams), targets)
             if both is None:
-                both = Sums.empty(x, wanted), Sums.empty(x, wanted)
+                both = (
+                    Sums.empty(x, wanted, gram=guess is None),
+                    Sums.empty(x, wanted, gram=guess is None),
+                )
             both[chunk % HELD_OUT == HELD_OUT - 1].add(x, wanted)
     assert both is not None
     return both
