@@ -23,7 +23,8 @@ from graphprune.runtime import Feeds, run_session, session
 from graphprune.study import Progress, Study, repaired
 from graphprune.validate import scorer_of
 
-SPREAD = 0.5  # standard deviation of the logarithm by which a group's curve is scaled
+SPREAD = 0.5  # standard deviation of the logarithm by which a group's curve is first scaled
+FOUND, MISSED = 1.5, 0.9  # what that is multiplied with after each draw: about one in five succeeds
 BISECTIONS = 7  # tries between the smallest and the whole model: steps of less than 1 %
 LEAST_SHARE = 0.05
 
@@ -35,25 +36,30 @@ def best_weights(
     share: float | None,
     progress: Progress = silent,
 ) -> Mapping[int, float]:
-    """Factors on the groups' distortion curves: of ``options.search`` draws (the first is 1) those
-    whose plan's outputs are nearest to the original's on inputs held out."""
+    """Factors on the groups' distortion curves, from 1 in ``options.search`` random steps: those
+    whose plan's outputs are nearest to the original's on inputs held out ((1+1) evolution strategy
+    with the one-fifth rule)."""
     if not judged.evidence:
         raise UsageError("--search needs distortion curves", hint="Leave out --fast and --spread.")
     part, held = _split(studied)
     reference = _outputs(studied.original, held)
     rng = np.random.default_rng(options.scoring.seed)
-    best: tuple[float, Mapping[int, float]] | None = None
-    for trial in range(options.search + 1):
-        progress(trial / (options.search + 1))
-        draw = {g: float(np.exp(SPREAD * rng.standard_normal())) for g in sorted(judged.evidence)}
-        weights = draw if trial else dict.fromkeys(draw, 1.0)
-        model = _candidate(part, judged, options, share, weights)
+
+    def found(factors: Mapping[int, float]) -> float:
+        model = _candidate(part, judged, options, share, factors)
         pairs = zip(reference, _outputs(model, held), strict=True)
-        found = float(np.mean([distortion(a, b) for a, b in pairs]))
-        if best is None or found < best[0]:
-            best = found, weights
-    assert best is not None
-    return best[1]
+        return float(np.mean([distortion(a, b) for a, b in pairs]))
+
+    best: Mapping[int, float] = dict.fromkeys(sorted(judged.evidence), 1.0)
+    least, step = found(best), SPREAD
+    for trial in range(options.search):
+        progress((trial + 1) / (options.search + 1))
+        draw = {g: f * float(np.exp(step * rng.standard_normal())) for g, f in best.items()}
+        value = found(draw)
+        step *= FOUND if value < least else MISSED
+        if value < least:
+            best, least = draw, value
+    return best
 
 
 def smallest_within(

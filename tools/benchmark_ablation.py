@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -178,7 +179,6 @@ def main() -> None:
     parser.add_argument("--calib", type=Path, required=True)
     parser.add_argument("--eval", type=Path, required=True, dest="labelled")
     parser.add_argument("--target-flops", type=float, default=0.5)
-    parser.add_argument("--work", type=Path, default=Path("/tmp"))
     given = parser.parse_args()
     table = Table(title=f"{given.model.stem}, {given.target_flops:g} of the MACs, top-1 in %")
     for name in ("ingredient", "instead", "top-1", "against the default"):
@@ -186,15 +186,16 @@ def main() -> None:
     console = Console(width=100)
     first = None
     for row in ROWS:
-        top = 100 * measured(given, row)
+        with tempfile.TemporaryDirectory() as work:
+            top = 100 * measured(given, row, Path(work))
         first = top if first is None else first
         console.print(f"{row.ingredient}: {row.change}: {top:.2f}")
         table.add_row(row.ingredient, row.change, f"{top:.2f}", f"{top - first:+.2f}")
     console.print(table)
 
 
-def measured(given: argparse.Namespace, row: Row) -> float:
-    calib = made(given, row.kind) if row.kind else given.calib
+def measured(given: argparse.Namespace, row: Row, work: Path) -> float:
+    calib = made(given, row.kind, work) if row.kind else given.calib
     needs = row.options.get("repair") in ("none", "moments", "udfc") and "criterion" in row.options
     options = {"calib": None if needs else calib, **row.options}
     with ExitStack() as stack:
@@ -212,13 +213,13 @@ def measured(given: argparse.Namespace, row: Row) -> float:
     return result.after.accuracy
 
 
-def made(given: argparse.Namespace, kind: str) -> Path | None:
+def made(given: argparse.Namespace, kind: str, work: Path) -> Path | None:
     """Inputs of that kind as a file; ``None`` leaves them to the program."""
     if kind == "default":
         return None
     analysis = api.prepare(given.model).analysis
     samples = synthesise(analysis.model, analysis.shapes, 512, 0, kind)
-    path = given.work / f"ablation_{kind}.npz"
+    path = work / f"ablation_{kind}.npz"
     np.savez(path, **samples.read(0, samples.count))
     return path
 

@@ -24,8 +24,9 @@ from graphprune.statistics import Moments, Sums, chunk_rows
 
 Order = Callable[[Group, list[Consumer]], NDArray[np.int64] | None]
 STOPS = (0.25, 0.6)  # shares of a group gone at which its effect on the outputs is measured
-EVALUATIONS = 4096  # samples run for all measurements of effects together
-FEWEST = 8  # samples for each
+EVALUATIONS = 4096  # samples run for all measurements of effects together,
+EFFORT = 8e12  # as long as they cost no more MACs than this,
+FEWEST = 8  # but so many samples for each
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ def gather(
             groups_of.setdefault(weight, []).append(g)
     fit, held = split(feeds)
     frontier = Frontier(original, fit, memory)
-    effect = _Effect(original, held if len(held) else fit, len(readers))
+    macs = analysis.cost.of(analysis.nothing_removed).macs
+    most = min(EVALUATIONS, EFFORT / max(macs, 1.0)) / max(1, len(readers) * len(STOPS))
+    effect = _Effect(original, held if len(held) else fit, max(FEWEST, int(most)))
     known: dict[str, Moments] = {}
     evidence: dict[int, Evidence] = {}
     todo = [linear for linear in linears(original) if linear.weight in groups_of]
@@ -208,9 +211,9 @@ def _scaled(found: Sweep, measured: Sequence[tuple[int, float]]) -> Matrix:
 class _Effect:
     """Distortion of the model's outputs when some operators get other weights."""
 
-    def __init__(self, model: Model, feeds: Sequence[Feeds], groups: int) -> None:
+    def __init__(self, model: Model, feeds: Sequence[Feeds], samples: int) -> None:
         self.model = model
-        self.feeds = self._few(feeds, max(FEWEST, EVALUATIONS // max(1, groups * len(STOPS))))
+        self.feeds = self._few(feeds, samples)
         runner = session(model)
         self.reference = [run_session(runner, feed) for feed in self.feeds]
         floats = [a for answer in self.reference for a in answer if a.dtype.kind == "f"]
