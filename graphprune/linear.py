@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from graphprune.model import Array, Model, set_initializer
 
 Matrix = NDArray[np.float64]
 Attributes = Mapping[str, Any]
+Weights = Mapping[str, onnx.TensorProto]
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 RECURRENT = ("LSTM", "GRU", "RNN")
 
@@ -28,8 +29,9 @@ RECURRENT = ("LSTM", "GRU", "RNN")
 class Linear:
     """A node that computes ``y`` from ``x`` with constant weights.
 
-    ``y`` is read after the bias, which may be a node of its own (MatMul, Add). A recurrent node's
-    input weights have no such tensor: its ``y`` is ``None``.
+    ``y`` is read after the bias, which may be a node of its own (MatMul, Add). A recurrent node is
+    two of them, which have no such tensor (``y`` is ``None``): its gates from ``x``, and its gates
+    from its states one step before, one group for each direction.
     """
 
     node: int
@@ -48,6 +50,7 @@ class Linear:
     alpha: float = 1.0
     beta: float = 1.0
     bias_node: int | None = None  # the Add that holds the bias of a MatMul
+    reverse: tuple[bool, ...] = ()  # of recurrent weights: whether each direction runs backwards
 
     @property
     def taps(self) -> int:
@@ -79,7 +82,7 @@ class Linear:
             parts = weight.reshape(self.groups, rows, columns, self.taps)
             return parts.transpose(0, 2, 1, 3).reshape(self.groups, columns, rows * self.taps)
         if self.kind in RECURRENT:
-            return weight.reshape(1, -1, weight.shape[2])
+            return weight.reshape(self.groups, -1, weight.shape[2])
         return self.alpha * (weight if self.transposed else weight.T)[None]
 
     def offset(self, model: Model, outputs: int) -> Matrix:
@@ -88,7 +91,8 @@ class Linear:
             return np.zeros((self.groups, outputs // self.groups))
         bias = model.array(self.bias).astype(np.float64)
         if self.kind in RECURRENT:
-            return bias[:, : bias.shape[1] // 2].reshape(1, -1)
+            half = bias.reshape(len(bias), 2, -1)[:, int(bool(self.reverse))]
+            return half.reshape(self.groups, -1)
         bias = np.broadcast_to(self.beta * bias.reshape(-1), (outputs,))
         return bias.reshape(self.groups, -1)
 
@@ -112,10 +116,11 @@ def linears(model: Model) -> list[Linear]:
     found = []
     for i, node in enumerate(model.nodes):
         linear = _linear(model, i, node)
-        if linear is None or len(model.consumers[linear.weight]) != 1:
-            continue
-        if not {linear.weight, linear.bias} & model.output_names:
-            found.append(linear)
+        for one in (linear, _of_states(model, linear)):
+            if one is None or len(model.consumers[one.weight]) != 1:
+                continue
+            if not {one.weight, one.bias} & model.output_names:
+                found.append(one)
     return found
 
 
@@ -135,6 +140,19 @@ def _linear(model: Model, index: int, node: onnx.NodeProto) -> Linear | None:
 
 def _recurrent(model: Model, common: Linear, attributes: Attributes) -> Linear | None:
     return None if attributes.get("layout", 0) else replace(common, y=None)
+
+
+def _of_states(model: Model, linear: Linear | None) -> Linear | None:
+    """The recurrent weights of a node, beside its input weights ``linear``."""
+    if linear is None or linear.kind not in RECURRENT:
+        return None
+    node = model.nodes[linear.node]
+    weight, states = node.input[2], node.output[0]
+    if weight not in model.initializers or not states:
+        return None
+    way = next((a.s for a in node.attribute if a.name == "direction"), b"forward")
+    reverse = {b"forward": (False,), b"reverse": (True,)}.get(way, (False, True))
+    return replace(linear, x=states, weight=weight, groups=len(reverse), reverse=reverse)
 
 
 def _convolution(model: Model, common: Linear, attributes: Attributes) -> Linear | None:
@@ -217,6 +235,7 @@ def positions(linear: Linear, y_shape: Sequence[int], most: int, seed: Sequence[
     For a convolution these are spatial positions (used for every sample), else rows of the chunk.
     """
     total = math.prod(y_shape[2:] if linear.kind in CONVOLUTIONS else y_shape[:-1])
+    total //= max(1, len(linear.reverse))
     if total <= most:
         return np.arange(total)
     rng = np.random.default_rng(list(seed))
@@ -225,6 +244,9 @@ def positions(linear: Linear, y_shape: Sequence[int], most: int, seed: Sequence[
 
 def inputs_at(linear: Linear, x: Array, y_shape: Sequence[int], where: Array) -> Array:
     """X: [groups, rows, in], float32; rows are samples x positions."""
+    if linear.reverse:
+        before = _one_step_before(linear, x).swapaxes(0, 1)
+        return before.reshape(linear.groups, -1, x.shape[-1])[:, where].astype(np.float32)
     if linear.kind not in CONVOLUTIONS:
         return x.reshape(-1, x.shape[-1])[where][None].astype(np.float32)
     samples, channels = x.shape[:2]
@@ -237,6 +259,20 @@ def inputs_at(linear: Linear, x: Array, y_shape: Sequence[int], where: Array) ->
     return np.ascontiguousarray(patches.transpose(1, 0, 3, 2, 4)).reshape(
         linear.groups, samples * len(where), -1
     )
+
+
+def _one_step_before(linear: Linear, y: Array) -> Array:
+    """The states that each step reads, from those that it writes: [seq, directions, batch, hidden].
+
+    Zeros stand for a first state, whatever it is: any row will do that weights can be applied to.
+    """
+    before = np.zeros_like(y)
+    for direction, reverse in enumerate(linear.reverse):
+        if reverse:
+            before[:-1, direction] = y[1:, direction]
+        else:
+            before[1:, direction] = y[:-1, direction]
+    return before
 
 
 def outputs_at(linear: Linear, y: Array, where: Array) -> Array:
@@ -300,27 +336,34 @@ def rewritten(model: Model, changed: Sequence[Change]) -> Model:
     tensors = dict(model.initializers)
     nodes: dict[int, list[onnx.NodeProto]] = {}
     for change in changed:
-        tensors |= stored(model, change)
+        tensors |= stored(model, change, tensors)
         linear = change[0]
         if linear.bias is None:
-            nodes[linear.node] = _with_bias(model.nodes[linear.node], _bias_name(linear))
+            name = _bias_name(model, linear)
+            nodes[linear.node] = _with_bias(model.nodes[linear.node], name)
     if not nodes:
         return replace(model, initializers=tensors)
     order = [n for i, node in enumerate(model.nodes) for n in nodes.get(i, [node])]
     return model.with_graph(order, tensors.values())
 
 
-def stored(model: Model, change: Change) -> dict[str, onnx.TensorProto]:
-    """The initialisers that hold an operator's new weights and bias, by name."""
+def stored(
+    model: Model, change: Change, known: Weights | None = None
+) -> dict[str, onnx.TensorProto]:
+    """The initialisers that hold an operator's new weights and bias, by name.
+
+    ``known`` are those of the model so far, where they have changed: a recurrent node's two halves
+    share their bias.
+    """
     linear, matrix, offset = change
     old = model.array(linear.weight)
     value = linear._stored(matrix, old.shape).astype(old.dtype)
     tensors = {linear.weight: _in_place_of(model, linear.weight, value)}
     bias = offset.reshape(-1) / linear.beta
+    name = linear.bias or _bias_name(model, linear)
     if linear.kind in RECURRENT:
-        bias = _recurrent_bias(model, linear, bias)
+        bias = _recurrent_bias(known or model.initializers, linear, name, bias)
     if linear.bias is None:
-        name = _bias_name(linear)
         return tensors | {name: set_initializer(name, bias.astype(old.dtype))}
     was = model.array(linear.bias)
     shape = was.shape if was.size == bias.size else bias.shape
@@ -328,8 +371,9 @@ def stored(model: Model, change: Change) -> dict[str, onnx.TensorProto]:
     return tensors | {linear.bias: _in_place_of(model, linear.bias, kept)}
 
 
-def _bias_name(linear: Linear) -> str:
-    return f"{linear.weight}/graphprune_bias"
+def _bias_name(model: Model, linear: Linear) -> str:
+    """Of the bias that a node gains; both halves of a recurrent one share it."""
+    return f"{model.nodes[linear.node].input[1]}/graphprune_bias"
 
 
 def _in_place_of(model: Model, name: str, value: Array) -> onnx.TensorProto:
@@ -353,10 +397,11 @@ def _with_bias(node: onnx.NodeProto, bias: str) -> list[onnx.NodeProto]:
     return [new]
 
 
-def _recurrent_bias(model: Model, linear: Linear, bias: Matrix) -> Matrix:
-    """[directions, both halves]: the input half is new, the recurrent half stays (or is zeros)."""
-    half = bias.reshape(model.initializers[linear.weight].dims[0], -1)
-    if linear.bias is None:
-        return np.concatenate([half, np.zeros_like(half)], axis=1)
-    rest = model.array(linear.bias)[:, half.shape[1] :].astype(np.float64)
-    return np.concatenate([half, rest], axis=1)
+def _recurrent_bias(known: Weights, linear: Linear, name: str, bias: Matrix) -> Matrix:
+    """[directions, both halves]: one half is new, the other stays (or is zeros)."""
+    new = bias.reshape(known[linear.weight].dims[0], -1)
+    halves = np.zeros((len(new), 2, new.shape[1]))
+    if name in known:
+        halves = numpy_helper.to_array(known[name]).astype(np.float64).reshape(halves.shape)
+    halves[:, int(bool(linear.reverse))] = new
+    return halves.reshape(len(new), -1)

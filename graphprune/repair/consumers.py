@@ -77,9 +77,7 @@ def consumers(damage: Damage) -> Iterator[Consumer]:
     for linear in linears(damage.pruned):
         if linear.weight not in before or not {linear.weight, linear.x} <= slots.keys():
             continue
-        x = slots[linear.x]
-        alive = damage.alive[x[channel_axis(linear, x.rank)].slots]
-        kept = alive.reshape(before[linear.weight].groups, -1)
+        kept = _kept(damage, before[linear.weight])
         groups = np.flatnonzero(kept.any(axis=1))
         if kept[groups].all():
             continue
@@ -93,6 +91,16 @@ def consumers(damage: Damage) -> Iterator[Consumer]:
             groups,
             kept.size,
         )
+
+
+def _kept(damage: Damage, linear: Linear) -> Mask:
+    """Which channels of the operator's input still stand: [groups, channels]."""
+    slots = damage.coupling.relations.slots.tensors
+    if linear.reverse:  # both directions lose the same states
+        alive = damage.alive[slots[linear.weight][linear.contracted_axis].slots]
+        return np.tile(alive, (linear.groups, 1))
+    x = slots[linear.x]
+    return damage.alive[x[channel_axis(linear, x.rank)].slots].reshape(linear.groups, -1)
 
 
 def _with_all_columns(damage: Damage, linear: Linear, groups: Index, width: int) -> Model:

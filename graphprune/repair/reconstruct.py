@@ -32,6 +32,7 @@ class _Site:
     target: str | None  # of the original; None: a recurrent node's gates, which no tensor holds
     stream: str | None  # of the pruned model
     rectified: bool  # only a Relu reads the target: what is below zero need not be matched
+    original: Linear | None = None  # what computes the gates that are no tensor
 
 
 def reconstruct(damage: Damage, form: str = AFFINE) -> tuple[Model, tuple[Repaired, ...]]:
@@ -41,24 +42,37 @@ def reconstruct(damage: Damage, form: str = AFFINE) -> tuple[Model, tuple[Repair
     """
     work = with_biases(damage.pruned)
     dirty = dirty_tensors(damage.original, work)
-    todo = [linear for linear in linears(work) if linear.x in dirty]
+    todo = [
+        linear for linear in linears(work) if linear.x in dirty and not _keeps_all(damage, linear)
+    ]
+    originals = {linear.weight: linear for linear in linears(damage.original)}
     before = Frontier(damage.original, damage.feeds, damage.memory / 2)
     after = Frontier(work, damage.feeds, damage.memory / 2)
     left = {linear.node for linear in todo}
     changed, reports = [], []
     for number, linear in enumerate(todo):
         damage.progress(number / len(todo))
-        site = _site(work, damage.shapes.shape, linear, after, left)
+        site = _site(work, damage.shapes.shape, linear, after, left, originals)
         before.advance([site.target or linear.x])
-        after.advance([linear.x] + ([site.stream] if site.stream else []))
+        if not linear.reverse:
+            after.advance([linear.x] + ([site.stream] if site.stream else []))
         matrix, bias, report = _repaired(damage, work, site, before, after, form)
         changed.append((linear, matrix, bias))
         reports.append(report)
-        after.weights |= stored(work, changed[-1])
+        after.weights |= stored(work, changed[-1], after.weights)
         left.discard(linear.node)
     by_weight = {linear.weight: linear for linear in linears(damage.pruned)}
     final = [(by_weight[linear.weight], matrix, bias) for linear, matrix, bias in changed]
     return rewritten(damage.pruned, final), tuple(reports)
+
+
+def _keeps_all(damage: Damage, linear: Linear) -> bool:
+    """Whether these are recurrent weights that read all the states they ever did: from the
+    original's states, as they are repaired, nothing is to be gained."""
+    if not linear.reverse:
+        return False
+    states = damage.coupling.relations.slots.tensors[linear.weight][linear.contracted_axis]
+    return bool(damage.alive[states.slots].all())
 
 
 def with_biases(model: Model) -> Model:
@@ -88,13 +102,14 @@ def _site(
     linear: Linear,
     after: Frontier,
     left: set[int],
+    originals: Mapping[str, Linear],
 ) -> _Site:
     """Where to match the original. An operator whose output y is only added to a tensor s that is
     known already is to give z - s, z being the original's sum: that also corrects what has gone
     wrong on the other branch, a residual stream for instance.
     """
     if linear.y is None:
-        return _Site(linear, None, None, False)
+        return _Site(linear, None, None, False, originals[linear.weight])
     target, stream = linear.y, None
     constants = model.constant_names
     reader = _only_reader(model, linear.y)
@@ -175,10 +190,11 @@ def _rows(
 ) -> Iterator[tuple[Array, Array, Array]]:
     """Blocks of inputs, targets for the operator itself, and what is added to it."""
     linear = site.linear
-    x = after[linear.x][chunk]
-    if site.target is None:
-        yield from _gates(damage, linear, x, before[linear.x][chunk])
+    if site.original is not None:
+        yield *_gates(damage, site.original, linear, before, after, chunk), np.zeros((), np.float32)
         return
+    assert site.target is not None
+    x = after[linear.x][chunk]
     wanted = before[site.target][chunk]
     target = sliced({site.target: wanted}, damage.coupling, damage.alive)[site.target]
     seed = (damage.seed, linear.node, chunk)
@@ -197,16 +213,25 @@ def _rows(
 
 
 def _gates(
-    damage: Damage, linear: Linear, x: Array, x0: Array
-) -> Iterator[tuple[Array, Array, Array]]:
-    """Targets of recurrent input weights: the gates that the original computes from its own x."""
-    first = next(k for k in linears(damage.original) if k.weight == linear.weight)
-    where = positions(linear, x.shape, x.size, (0,))
-    matrix = first.matrix(damage.original)
-    bias = first.offset(damage.original, matrix.shape[1])
-    rows = inputs_at(first, x0, x0.shape, where)
+    damage: Damage, original: Linear, linear: Linear, before: Frontier, after: Frontier, chunk: int
+) -> tuple[Array, Array]:
+    """Inputs of recurrent weights, and the gates that the original computes from its own.
+
+    Recurrent weights are to do with the original's states, as far as these are still there, what
+    they did with all of them: states of the pruned model depend on the very weights in question.
+    """
+    x = before[original.x][chunk]
+    where = positions(original, x.shape, x.size, (0,))
+    rows = inputs_at(original, x, x.shape, where)
+    matrix = original.matrix(damage.original)
+    bias = original.offset(damage.original, matrix.shape[0] * matrix.shape[1])
     targets = (rows @ matrix.transpose(0, 2, 1) + bias[:, None]).astype(np.float32)
-    yield inputs_at(linear, x, x.shape, where), targets, np.zeros((), np.float32)
+    _, gates, inputs = damage.coupling.relations.slots.tensors[linear.weight]
+    kept = np.tile(damage.alive[gates.slots], matrix.shape[1] // len(gates))
+    if linear.reverse:
+        return rows[..., damage.alive[inputs.slots]], targets[..., kept]
+    now = after[linear.x][chunk]
+    return inputs_at(linear, now, now.shape, where), targets[..., kept]
 
 
 def _mean_error(

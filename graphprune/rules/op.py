@@ -173,7 +173,7 @@ class Op:
         self.tie(x, self.input(index)[axis])
         self.contract(index, axis)
 
-    def produce(self, w: Axis, y: Axis) -> None:
+    def produce(self, w: Axis, y: Slotted) -> None:
         """Each slot of ``w`` computes the slot of ``y`` it is tied to."""
         self.tie(w, y)
         self.relations.roles.append((w.slots, Role.PRODUCER))

@@ -5,7 +5,9 @@ from graphprune.criteria.weights import CRITERIA
 from graphprune.plugins import Plugin
 from graphprune.repair import REPAIRS
 from graphprune_passes.fold_batch_norm import FoldBatchNorm
+from graphprune_passes.join_weights import JoinWeights
 from graphprune_passes.lift_constants import LiftConstants
+from graphprune_passes.name_states import NameStates
 from graphprune_passes.remove_channels import RemoveChannels
 from graphprune_passes.separate_vectors import SeparateVectors
 from graphprune_passes.share_vectors import ShareVectors
@@ -13,7 +15,15 @@ from graphprune_passes.share_vectors import ShareVectors
 plugin = Plugin(
     name="builtin",
     criteria=(*OBSERVED, *CRITERIA),
-    passes=(LiftConstants, SeparateVectors, RemoveChannels, ShareVectors, FoldBatchNorm),
+    passes=(
+        LiftConstants,
+        JoinWeights,
+        NameStates,
+        SeparateVectors,
+        RemoveChannels,
+        ShareVectors,
+        FoldBatchNorm,
+    ),
     repairs=REPAIRS,
-    prepare=(LiftConstants(), SeparateVectors()),
+    prepare=(LiftConstants(), JoinWeights(), NameStates(), SeparateVectors()),
 )

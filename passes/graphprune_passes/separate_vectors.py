@@ -1,25 +1,30 @@
 """Small shared constants get one copy per use, so that sharing does not couple strangers.
 
-Exporters store equal biases and normalisation scales once. A use of such a vector says nothing
-about its other uses; a shared matrix (a tied embedding) does, and stays shared.
+Exporters store equal biases, normalisation scales and recurrent states once. A use of such a vector
+(or of one number, however often) says nothing about its other uses; a shared matrix (a tied
+embedding) does, and stays shared.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import onnx
+from onnx import numpy_helper
 
 from graphprune.coupling import FLOAT_TYPES
 from graphprune.model import Model
 from graphprune.pipeline import Change, Context, PassResult
 
 COPY_MARK = "/graphprune_use_"
+LARGEST = 1 << 16  # elements of a matrix that is looked into
 
 
 @dataclass(frozen=True)
 class SeparateVectors:
-    """A float initialiser with one axis longer than 1 and several readers is copied per reader."""
+    """A float initialiser with one axis longer than 1, or filled with one number, and several
+    readers is copied per reader."""
 
     name: str = "separate_vectors"
 
@@ -30,10 +35,9 @@ class SeparateVectors:
         kept = {value.name for value in model.outputs} | {v.name for v in model.graph.input}
         for name, tensor in model.initializers.items():
             uses = model.consumers.get(name, [])
-            vector = sum(size > 1 for size in tensor.dims) == 1
-            if len(uses) < 2 or not vector or tensor.data_type not in FLOAT_TYPES or name in kept:
+            if len(uses) < 2 or tensor.data_type not in FLOAT_TYPES or name in kept:
                 continue
-            if any(position == -1 for _, position in uses):
+            if any(position == -1 for _, position in uses) or not _says_nothing(tensor):
                 continue
             for number, (index, position) in enumerate(uses[1:], 1):
                 copy = onnx.TensorProto()
@@ -50,3 +54,12 @@ class SeparateVectors:
         return PassResult(
             model.with_graph(nodes, [*model.initializers.values(), *copies]), tuple(changes)
         )
+
+
+def _says_nothing(tensor: onnx.TensorProto) -> bool:
+    """Whether equal contents are a coincidence: a vector, or small and filled with one number."""
+    longer = [size for size in tensor.dims if size > 1]
+    if len(longer) < 2 or not 0 < prod(tensor.dims) <= LARGEST:
+        return len(longer) == 1
+    array = numpy_helper.to_array(tensor)
+    return bool((array == array.flat[0]).all())
