@@ -268,9 +268,11 @@ def _keep_reading_original_shape(edit: _Edit, index: int, coupling: Coupling) ->
 
 
 def _value_info(model: Model, coupling: Coupling, alive: Mask) -> list[onnx.ValueInfoProto]:
-    """Declared shapes of inner tensors with the new sizes."""
+    """Declared shapes of inner tensors with the new sizes; of what nothing reads nobody knows."""
     result = []
     for info in model.graph.value_info:
+        if info.name not in model.consumers:
+            continue
         new = onnx.ValueInfoProto()
         new.CopyFrom(info)
         tensor = coupling.relations.slots.tensors.get(info.name)
