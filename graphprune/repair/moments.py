@@ -40,22 +40,22 @@ def compensate(
     if not total:
         return damage.pruned, ()
     changed: list[tuple[Linear, Matrix, Matrix]] = []
-    reports: dict[int, Repaired] = {}
+    reports: dict[tuple[int, bool], Repaired] = {}
     walk = propagate(damage.normal, damage.shapes, damage.coupling, rows=rows, seed=damage.seed)
     for name, found in walk:
         for consumer in by_tensor.pop(name, []):
-            node = consumer.linear.node
+            key = consumer.linear.node, bool(consumer.linear.reverse)
             try:
                 if isinstance(found, str):
                     raise StopError(found)
-                fitted, reports[node] = _fitted(consumer, found, ridges)
+                fitted, reports[key] = _fitted(consumer, found, ridges)
                 changed.append(fitted)
                 damage.progress(len(reports) / total)
             except StopError as reason:
-                reports[node] = Repaired(consumer.node, f"not repaired: {reason}")
+                reports[key] = Repaired(consumer.node, f"not repaired: {reason}")
         if not by_tensor:
             break
-    return rewritten(damage.pruned, changed), tuple(reports[node] for node in sorted(reports))
+    return rewritten(damage.pruned, changed), tuple(reports[key] for key in sorted(reports))
 
 
 def _fitted(

@@ -13,7 +13,16 @@ import onnx
 from graphprune.calibrate.samples import HELD_OUT
 from graphprune.frontier import Frontier
 from graphprune.least_squares import best_ridge, error, solved
-from graphprune.linear import Linear, Matrix, inputs_at, linears, positions, rewritten, stored
+from graphprune.linear import (
+    RECURRENT,
+    Linear,
+    Matrix,
+    inputs_at,
+    linears,
+    positions,
+    rewritten,
+    stored,
+)
 from graphprune.model import Array, Model, captured, label
 from graphprune.oracle import sliced
 from graphprune.repair.damage import Damage, Repaired
@@ -22,6 +31,7 @@ from graphprune.statistics import Sums, chunk_rows
 
 WIDEST = 12288  # columns of a Gram matrix: a wider operator gets its mean output corrected alone
 AFFINE, BIAS = "affine", "bias"
+STEPS_DIFFER = "the mean of a recurrent operator's gates is that of none of its steps"
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,12 @@ def reconstruct(damage: Damage, form: str = AFFINE) -> tuple[Model, tuple[Repair
     changed, reports = [], []
     for number, linear in enumerate(todo):
         damage.progress(number / len(todo))
+        if form == BIAS and linear.kind in RECURRENT:
+            reports.append(
+                Repaired(label(work.nodes[linear.node]), f"not repaired: {STEPS_DIFFER}")
+            )
+            left.discard(linear.node)
+            continue
         site = _site(work, damage.shapes.shape, linear, after, left, originals)
         before.advance([site.target or linear.x])
         if not linear.reverse:

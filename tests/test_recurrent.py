@@ -1,0 +1,523 @@
+"""LSTM, GRU and RNN lose hidden units and input features; what their states said is said again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from graphs import Builder
+from onnx.reference import ReferenceEvaluator
+
+from graphprune import api
+from graphprune.check import LawBrokenError, check_rule
+from graphprune.coupling import Group
+from graphprune.cut import cut
+from graphprune.errors import NothingPrunableError
+from graphprune.gradient.reverse import gradient
+from graphprune.linear import Linear, inputs_at, linears, positions, rewritten
+from graphprune.model import Array, Model
+from graphprune.oracle import with_outputs
+from graphprune.plugins import collect, installed
+from graphprune.prepared import Prepared
+from graphprune.repair import Damage, moments, udfc
+from graphprune.repair.reconstruct import BIAS, reconstruct
+from graphprune.rules import BUILTIN
+from graphprune.rules.op import Op
+from graphprune.runtime import Feeds, run_session, session
+from graphprune.shapes import infer
+from graphprune.storage import load
+
+HEAD = '<ir_version: 8, opset_import: ["": 17]> g ({inputs}) => ({outputs}) {{{body}}}'
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+WAYS = {"forward": 1, "reverse": 1, "bidirectional": 2}
+
+
+# --- the rule
+
+
+def text(
+    op: str, way: str, more: str = "", names: str = "", outputs: str = "float[5,D,2,6] y"
+) -> str:
+    """x: [5, 2, 4], 6 hidden units; ``D`` and ``G`` stand for directions and gates."""
+    rows = GATES[op] * 6
+    inputs = f"float[5,2,4] x, float[D,{rows},4] w, float[D,{rows},6] r" + more
+    written = ", ".join(part.split()[-1] if part else "" for part in outputs.split(", "))
+    body = f'{written} = {op}<hidden_size=6, direction="{way}">(x, w, r{names})'
+    declared = ", ".join(part for part in outputs.split(", ") if part)
+    source = HEAD.format(inputs=inputs, outputs=declared, body=body)
+    return source.replace("[D,", f"[{WAYS[way]},").replace(",D,", f",{WAYS[way]},")
+
+
+@pytest.mark.parametrize("op", GATES)
+@pytest.mark.parametrize("way", WAYS)
+def test_law_holds(op: str, way: str) -> None:
+    assert check_rule(text(op, way)).removals == 6
+
+
+@pytest.mark.parametrize("op", GATES)
+@pytest.mark.parametrize("way", ["reverse", "bidirectional"])
+def test_law_holds_with_everything(op: str, way: str) -> None:
+    """Bias, lengths, first states, all outputs; LSTM also with peepholes and a clip."""
+    more = f", float[D,{12 * GATES[op]}] b, float[D,2,6] h"
+    names, outputs = ", b, n, h", "float[5,D,2,6] y, float[D,2,6] yh"
+    if op == "LSTM":
+        more += ", float[D,2,6] c, float[D,18] p"
+        names, outputs = names + ", c, p", outputs + ", float[D,2,6] yc"
+    source = text(op, way, more, names, outputs)
+    lengths = "{n = Constant<value = int32[2] {5, 3}>() "
+    assert check_rule(source.replace("{", lengths, 1)).removals == 6
+    if op == "LSTM":
+        clipped = source.replace("hidden_size=6", "hidden_size=6, clip=0.4, input_forget=1")
+        assert check_rule(clipped.replace("{", lengths, 1)).removals == 6
+
+
+def test_other_activations_and_reset() -> None:
+    chosen = 'hidden_size=6, activations=["HardSigmoid", "Softsign"], linear_before_reset=1'
+    assert check_rule(text("GRU", "forward").replace("hidden_size=6", chosen)).passed
+    chosen = 'hidden_size=6, activations=["Relu"]'
+    assert check_rule(text("RNN", "reverse").replace("hidden_size=6", chosen)).passed
+
+
+@pytest.mark.parametrize("outputs", [", float[D,2,6] yh", ", , float[D,2,6] yc"])
+def test_outputs_may_be_absent(outputs: str) -> None:
+    assert check_rule(text("LSTM", "bidirectional", outputs=outputs)).removals == 6
+
+
+def _reference(model: Model) -> Callable[[Feeds], list[Array]]:
+    evaluator = ReferenceEvaluator(model.assemble())
+    return lambda feeds: list(evaluator.run(None, dict(feeds)))
+
+
+@pytest.mark.parametrize("op", GATES)
+def test_batch_first(op: str) -> None:
+    """``layout`` 1, which ONNX Runtime's CPU lacks: ONNX's own evaluator takes its place."""
+    source = text(op, "forward", ", float[2,1,6] h", ", , , h", "float[2,5,1,6] y, float[2,1,6] yh")
+    source = source.replace("hidden_size=6", "hidden_size=6, layout=1")
+    assert check_rule(source.replace("[5,2,4] x", "[2,5,4] x"), open_model=_reference).passed
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "z = Constant<value = float {0.5}>() h = Expand(z, s)",
+        "h = ConstantOfShape<value = float[1] {0.5}>(s)",
+    ],
+)
+def test_computed_first_states(first: str) -> None:
+    """Sizes from the input's shape, as exports with an open batch have them."""
+    body = (
+        "d = Shape<start=1, end=2>(x) one = Constant<value = int64[1] {1}>() "
+        "six = Constant<value = int64[1] {6}>() s = Concat<axis=0>(one, d, six) " + first + " "
+    )
+    source = text("GRU", "forward", names=", , , h").replace("{", "{" + body, 1)
+    assert check_rule(source).removals == 6
+
+
+STACKED = HEAD.format(
+    inputs="float[5,2,4] x, float[2,24,4] w, float[2,24,6] r, float[2,16,12] u, float[2,16,4] v",
+    outputs="float[5,2,8] z",
+    body="""
+    a = Constant<value = int64[3] {0, 0, -1}>() b = Constant<value = int64[3] {5, 2, 8}>()
+    y = LSTM<hidden_size=6, direction="bidirectional">(x, w, r)
+    t = Transpose<perm=[0, 2, 1, 3]>(y) f = Reshape(t, a)
+    q = LSTM<hidden_size=4, direction="bidirectional">(f, u, v)
+    p = Transpose<perm=[0, 2, 1, 3]>(q) z = Reshape(p, b)
+    """,
+)
+
+
+def test_stacked_layers() -> None:
+    """Directions are folded with the hidden units between the layers."""
+    assert check_rule(STACKED).removals == 6
+
+
+def test_the_last_state_starts_another() -> None:
+    """An encoder and a decoder have their units in common."""
+    source = HEAD.format(
+        inputs="float[5,2,4] x, float[1,24,4] w, float[1,24,6] r, float[1,24,4] u, float[1,24,6] v",
+        outputs="float[5,1,2,6] z",
+        body="y, h, c = LSTM<hidden_size=6>(x, w, r) z = LSTM<hidden_size=6>(x, u, v, , , h, c)",
+    )
+    assert check_rule(source).removals == 6
+
+
+def test_a_wrong_rule_is_caught() -> None:
+    """Recurrent weights that are not said to read states; a size that is not counted."""
+
+    def forgetful(op: Op) -> None:
+        BUILTIN["", "LSTM"](op)
+        op.relations.contractions.clear()
+
+    def careless(op: Op) -> None:
+        BUILTIN["", "LSTM"](op)
+        op.relations.counts.clear()
+
+    with pytest.raises(LawBrokenError):
+        check_rule(text("LSTM", "forward"), rules={**BUILTIN, ("", "LSTM"): careless})
+    stored = finished(network("LSTM"))  # inputs are blanked where slots leave, weights are not
+    assert check_rule(stored).passed
+    with pytest.raises(LawBrokenError):
+        check_rule(stored, rules={**BUILTIN, ("", "LSTM"): forgetful})
+
+
+# --- networks
+
+
+def draw(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape, dtype=np.float32)
+
+
+def layer(
+    b: Builder, op: str, x: str, width: int, hidden: int, way: str = "forward", **more: Any
+) -> str:
+    """[seq, n, width] to [seq, n, directions * hidden], with a bias."""
+    directions, rows = WAYS[way], GATES[op] * hidden
+    names = [f"{op}{len(b.nodes)}_{part}" for part in "wrb"]
+    weights = [draw(directions, rows, n, seed=n) / n**0.5 * 1.5 for n in (width, hidden)]
+    weights.append(draw(directions, 2 * rows) / 4)
+    inputs = [b.constant(array, name) for array, name in zip(weights, names, strict=True)]
+    y = b.add(op, x, *inputs, hidden_size=hidden, direction=way, **more)
+    y = b.add("Transpose", y, perm=[0, 2, 1, 3])
+    return str(b.add("Reshape", y, b.ints(0, 0, -1)))
+
+
+def network(op: str = "LSTM", way: str = "forward", layers: int = 1, **more: Any) -> Builder:
+    """Relu features, recurrent layers of 12 units, and a product; x: [7, n, 5], y: [7, n, 3]."""
+    b = Builder(1)
+    h = b.add("Relu", b.add("MatMul", "x", b.constant(draw(5, 10), "in")))
+    width = 10
+    for _ in range(layers):
+        h = layer(b, op, h, width, 12, way, **more)
+        width = 12 * WAYS[way]
+    b.add("MatMul", h, b.constant(draw(width, 3), "out"))
+    return b
+
+
+def finished(b: Builder) -> onnx.ModelProto:
+    return b.model({"x": [7, "n", 5]}, {b.nodes[-1].output[0]: [7, "n", 3]})
+
+
+def feeds_of(chunks: int = 6, rows: int = 16, start: int = 0) -> list[dict[str, Array]]:
+    """Sequences that change slowly."""
+    found = [draw(7, rows, 5, seed=k).cumsum(axis=0) / 2 for k in range(start, start + chunks)]
+    return [{"x": x} for x in found]
+
+
+def group_of(prepared: Prepared, axis: tuple[str, int]) -> Group:
+    return next(g for g in prepared.analysis.coupling.groups if axis in g.signature)
+
+
+def damaged(
+    prepared: Prepared, removed: Mapping[int, Sequence[int]], feeds: Sequence[Feeds] = ()
+) -> Damage:
+    """``removed``: by group index, ordinals of units."""
+    analysis = prepared.analysis
+    gone = np.zeros(analysis.coupling.n_units, bool)
+    for index, units in removed.items():
+        gone[analysis.coupling.groups[index].units[list(units)]] = True
+    alive = analysis.coupling.alive(gone)
+    small = cut(analysis.model, analysis.shapes, analysis.coupling, alive)[0]
+    whole, pruned = prepared.folded(analysis.model), prepared.folded(small)
+    given = feeds or feeds_of()
+    return Damage(analysis.model, whole, pruned, analysis.shapes, analysis.coupling, alive, given)
+
+
+def error(damage: Damage, model: Model, feeds: Sequence[Feeds] = ()) -> float:
+    """Squared error of the output over its square."""
+    first, second = session(damage.original, 1), session(model, 1)
+    pairs = [(run_session(first, f)[0], run_session(second, f)[0]) for f in feeds or damage.feeds]
+    return float(np.mean([np.square(a - b).mean() / np.square(a).mean() for a, b in pairs]))
+
+
+def test_what_a_unit_is() -> None:
+    """Rows of all gates, in both directions, with its column of the recurrent weights and of what
+    reads it."""
+    prepared = api.prepare(finished(network("GRU", "bidirectional")))
+    coupling = prepared.analysis.coupling
+    group = group_of(prepared, ("GRU2_r", 2))
+    axes = {("GRU2_w", 1): 3, ("GRU2_r", 1): 3, ("GRU2_r", 2): 1, ("GRU2_b", 1): 6, ("out", 0): 2}
+    assert set(group.signature) == set(axes)
+    assert len(group) == 12
+    slots = coupling.relations.slots.tensors
+    for (name, axis), times in axes.items():
+        places = np.flatnonzero(coupling.unit_of(slots[name][axis].slots) == group.units[5])
+        assert places.tolist() == [12 * i + 5 for i in range(times)]
+    features = group_of(prepared, ("GRU2_w", 2))
+    assert set(features.signature) == {("in", 1), ("GRU2_w", 2)}
+
+
+def test_scores_add_up_the_gates() -> None:
+    """L1: the mean over rows of W and R, columns of R, and the reader's rows."""
+    from graphprune.criteria import Scoring, score
+
+    prepared = api.prepare(finished(network("LSTM", "bidirectional")))
+    model, coupling = prepared.analysis.model, prepared.analysis.coupling
+    group = group_of(prepared, ("LSTM2_r", 2))
+    criterion = prepared.registry.criterion("l1")
+    found = score(model, coupling, criterion, Scoring(normalise="none"))[group.units]
+    w, r, out = (np.abs(model.array(n)).astype(float) for n in ("LSTM2_w", "LSTM2_r", "out"))
+    parts = [m.reshape(2, 4, 12, -1).sum(axis=(0, 1, 3)) for m in (w, r)]
+    parts += [r.sum(axis=(0, 1)), out.reshape(2, 12, 3).sum(axis=(0, 2))]
+    assert np.allclose(found, np.mean(parts, axis=0))
+
+
+# --- the recurrent weights as a linear operator
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_both_halves_make_the_gates(way: str) -> None:
+    """tanh(W x + b_w + R h + b_r), each from its own operator, is what an RNN answers."""
+    model = load(finished(network("RNN", way)))
+    node = next(n for n in model.nodes if n.op_type == "RNN")
+    taps = with_outputs(model, [node.input[0], node.output[0]], infer(model))
+    _, x, y = run_session(session(taps, 1), feeds_of(1, 3)[0])
+    total = 0.0
+    for one, tensor in zip(linears(model)[1:3], (x, y), strict=True):
+        where = positions(one, tensor.shape, 1000, (0,))
+        assert len(where) == 21
+        rows = inputs_at(one, tensor, tensor.shape, where)
+        matrix = one.matrix(model)
+        bias = one.offset(model, matrix.shape[0] * matrix.shape[1])
+        gates = rows @ matrix.transpose(0, 2, 1) + bias[:, None]
+        total = total + gates.swapaxes(0, 1).reshape(21, -1)
+    wanted = y.swapaxes(1, 2).reshape(21, -1)
+    assert np.allclose(np.tanh(total), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_both_halves_are_written_beside_each_other(bias: bool) -> None:
+    b = Builder()
+    more = [b.constant(draw(2, 24), "b")] if bias else []
+    w, r = b.constant(draw(2, 12, 5), "w"), b.constant(draw(2, 12, 4), "r")
+    y = b.add("GRU", "x", w, r, *more, hidden_size=4, direction="bidirectional")
+    model = load(b.model({"x": [3, 2, 5]}, {y: [3, 2, 2, 4]}))
+    first, second = linears(model)
+    assert (first.weight, second.weight) == ("w", "r")
+    assert second.matrix(model).shape == (2, 12, 4)
+
+    def ones(one: Linear, value: float) -> tuple[Linear, Array, Array]:
+        matrix = one.matrix(model)
+        return one, matrix, np.full(matrix.shape[:2], value)
+
+    again = rewritten(model, [ones(first, 1.0), ones(second, 2.0)])
+    assert again.array(again.nodes[0].input[3]).tolist() == [[1.0] * 12 + [2.0] * 12] * 2
+    only = rewritten(model, [ones(second, 2.0)])
+    kept = model.array("b")[:, :12] if bias else np.zeros((2, 12))
+    assert np.array_equal(only.array(only.nodes[0].input[3])[:, :12], kept)
+    onnx.checker.check_model(again.assemble(), full_check=True)
+
+
+def test_states_that_cannot_be_seen_are_not_read() -> None:
+    """No sequence, or batch first: the recurrent weights are no linear operator."""
+    b = Builder()
+    weights = b.weight(1, 12, 5), b.weight(1, 12, 4)
+    b.nodes.append(onnx.helper.make_node("GRU", ["x", *weights], ["", "h"], hidden_size=4))
+    model = load(b.model({"x": [3, 2, 5]}, {"h": [1, 2, 4]}))
+    assert [one.weight for one in linears(model)] == [weights[0]]
+    prepared = api.prepare(model.assemble())  # the normal form names the sequence
+    assert [one.weight for one in linears(prepared.analysis.model)] == list(weights)
+
+
+# --- repair
+
+
+def twins(op: str, way: str, **more: Any) -> onnx.ModelProto:
+    """Hidden units 0 to 3 do what 8 to 11 do; readers tell them apart."""
+    b = network(op, way, **more)
+    arrays = {t.name: onnx.numpy_helper.to_array(t).copy() for t in b.initializers}
+    for part in "wrb":
+        name = f"{op}2_{part}"
+        array = arrays[name]
+        rows = array.reshape(len(array), -1, 12, *array.shape[2:])
+        rows[:, :, :4] = rows[:, :, 8:]
+    for tensor in b.initializers:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(arrays[tensor.name], tensor.name))
+    return finished(b)
+
+
+KINDS = [("LSTM", {}), ("GRU", {}), ("GRU", {"linear_before_reset": 1}), ("RNN", {})]
+
+
+@pytest.mark.parametrize(("op", "more"), KINDS)
+@pytest.mark.parametrize("way", WAYS)
+def test_what_others_say_too_is_restored(op: str, more: dict[str, int], way: str) -> None:
+    prepared = api.prepare(twins(op, way, **more))
+    damage = damaged(prepared, {group_of(prepared, (f"{op}2_r", 2)).index: range(4)})
+    assert error(damage, damage.pruned) > 1e-3
+    model, reports = reconstruct(damage)
+    assert len(reports) == 2  # the recurrent weights, and what reads the states
+    assert error(damage, model) < 1e-6
+    onnx.checker.check_model(model.assemble(), full_check=True)
+
+
+@pytest.mark.parametrize(("op", "more"), KINDS)
+@pytest.mark.parametrize("way", WAYS)
+def test_networks_come_nearer(op: str, more: dict[str, int], way: str) -> None:
+    """Two layers, half of the units and of the input features gone; on inputs never seen."""
+    prepared = api.prepare(finished(network(op, way, layers=2, **more)))
+    groups = prepared.analysis.coupling.groups
+    damage = damaged(prepared, {g.index: range(0, len(g), 2) for g in groups}, feeds_of(12))
+    fresh = feeds_of(4, start=50)
+    model, reports = reconstruct(damage)
+    assert len(reports) == 5
+    assert error(damage, model) < 0.7 * error(damage, damage.pruned)
+    assert error(damage, model, fresh) < 0.7 * error(damage, damage.pruned, fresh)
+
+
+def test_input_weights_meet_the_gates_that_are_left() -> None:
+    """Features and hidden units leave together: targets are cut to the surviving gates."""
+    prepared = api.prepare(finished(network("LSTM", "bidirectional")))
+    found = [group_of(prepared, (name, 2)).index for name in ("LSTM2_w", "LSTM2_r")]
+    damage = damaged(prepared, {found[0]: [0, 3], found[1]: [1, 2, 7]})
+    model, reports = reconstruct(damage)
+    assert model.array("LSTM2_w").shape == (2, 4 * 9, 8)
+    assert [r.before is not None and r.after is not None and r.after < r.before for r in reports]
+    assert error(damage, model) < error(damage, damage.pruned)
+
+
+def test_recurrent_weights_that_keep_their_states_stay() -> None:
+    prepared = api.prepare(finished(network("GRU")))
+    damage = damaged(prepared, {group_of(prepared, ("GRU2_w", 2)).index: [0, 3]})
+    model, _ = reconstruct(damage)
+    assert model.array("GRU2_r").tobytes() == damage.pruned.array("GRU2_r").tobytes()
+
+
+def test_the_bias_form_leaves_recurrent_weights() -> None:
+    prepared = api.prepare(finished(network("LSTM", layers=2)))
+    groups = prepared.analysis.coupling.groups
+    damage = damaged(prepared, {g.index: range(0, len(g), 2) for g in groups})
+    model, reports = reconstruct(damage, BIAS)
+    assert [r.how == "bias" for r in reports] == [False] * 4 + [True]
+    assert all("not repaired" in r.how for r in reports[:4])
+    assert model.array("LSTM2_b").tobytes() == damage.pruned.array("LSTM2_b").tobytes()
+    assert error(damage, model) <= error(damage, damage.pruned)
+
+
+def test_repairs_from_weights_say_why_not() -> None:
+    prepared = api.prepare(finished(network("LSTM", "bidirectional", layers=2)))
+    groups = prepared.analysis.coupling.groups
+    damage = damaged(prepared, {g.index: range(0, len(g), 2) for g in groups})
+    model, reports = moments.compensate(damage)
+    assert ["LSTM" in r.how and "not repaired" in r.how for r in reports] == [False] + [True] * 4
+    assert error(damage, model) < 2 * error(damage, damage.pruned)
+    model, reports = udfc.compensate(damage)
+    assert ["LSTM" in r.how and "not repaired" in r.how for r in reports] == [False] + [True] * 4
+    assert np.isfinite(error(damage, model))
+
+
+# --- end to end
+
+QUICK: dict[str, Any] = {"flops": 0.5, "measure": False, "cache": False}
+
+
+@pytest.mark.parametrize(("op", "more"), KINDS)
+@pytest.mark.parametrize("options", [{"samples": 32}, {"fast": True}, {"repair": "bias"}], ids=str)
+def test_half_of_a_network(op: str, more: dict[str, int], options: dict[str, Any]) -> None:
+    proto = finished(network(op, "bidirectional", layers=2, **more))
+    result = api.prune(proto, **QUICK, **options)
+    assert result.after.macs <= 0.5 * result.before.macs
+    assert result.verdict.passed
+    onnx.checker.check_model(result.model, full_check=True)
+
+
+def test_half_of_a_reader_of_lines() -> None:
+    """Convolutions, columns as steps, two recurrent layers with a product between (CRNN)."""
+    b = Builder(3)
+    x = b.add("Relu", b.norm(b.conv("x", 1, 8), 8))
+    x = b.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+    x = b.add("Relu", b.conv(x, 8, 16))
+    x = b.add("Relu", b.add("Conv", x, b.weight(16, 16, 4, 1), b.weight(16)))
+    x = b.add("Transpose", b.add("Squeeze", x, b.ints(2)), perm=[2, 0, 1])
+    x = layer(b, "LSTM", x, 16, 12, "bidirectional")
+    x = b.add("MatMul", x, b.weight(24, 12))
+    x = layer(b, "LSTM", x, 12, 12, "bidirectional")
+    y = b.add("MatMul", x, b.weight(24, 7))
+    proto = b.model({"x": ["n", 1, 8, 12]}, {y: [6, "n", 7]})
+    result = api.prune(proto, **QUICK, samples=32)
+    assert result.after.macs <= 0.5 * result.before.macs
+    assert result.verdict.passed
+    sizes = [a.i for n in result.model.graph.node for a in n.attribute if a.name == "hidden_size"]
+    assert max(sizes) < 12
+
+
+def test_units_that_others_repeat_leave_first() -> None:
+    """The evidence sees the recurrence: with twins gone nothing is lost."""
+    result = api.prune(twins("LSTM", "forward"), **QUICK, samples=64)
+    (entry,) = (g for g in result.plan.groups if ("LSTM2_r", 2) in {tuple(a) for a in g.axes})
+    gone = set(entry.removed)
+    assert len(gone) >= 4
+    assert all(unit in gone or unit + 8 in gone for unit in range(4))
+
+
+def test_first_states_on_the_interface_pin_the_units() -> None:
+    b = Builder(1)
+    w, r = b.weight(1, 24, 5), b.weight(1, 24, 8)
+    y, last = b.add("GRU", b.add("Relu", "x"), w, r, "", "", "h", outputs=2, hidden_size=8)[:2]
+    proto = b.model({"x": [1, 1, 5], "h": [1, 1, 8]}, {y: [1, 1, 1, 8], last: [1, 1, 8]})
+    with pytest.raises(NothingPrunableError):
+        api.prune(proto, **QUICK)
+
+
+def test_no_gradient_passes_a_recurrent_operator() -> None:
+    model = load(finished(network()))
+    shapes = infer(model, {"x": (7, 2, 5)})
+    found = gradient(model, shapes, "x", model.outputs[0].name)
+    assert found.name is None
+    assert any("LSTM" in reason for reason in found.stopped)
+
+
+# --- the normal form
+
+
+def run_pass(name: str, model: onnx.ModelProto) -> Model:
+    prepared = api.prepare(model)
+    return collect(installed()).passes[name]().run(load(model), prepared.context).model
+
+
+def gathered_gates(b: Builder, leak: bool = False) -> onnx.ModelProto:
+    """An LSTM whose gates stand in another order in the stored weights."""
+    weights = []
+    for width in (5, 6):
+        stored = b.weight(24, width)
+        pieces = [
+            b.add("Slice", stored, b.ints(6 * i), b.ints(6 * i + 6), b.ints(0))
+            for i in (0, 3, 1, 2)
+        ]
+        weights.append(b.add("Unsqueeze", b.add("Concat", *pieces, axis=0), b.ints(0)))
+    y = b.add("LSTM", "x", *weights, hidden_size=6)
+    outputs = {y: [4, 1, 2, 6]}
+    if leak:
+        outputs[b.add("MatMul", y, b.add("Transpose", stored))] = [4, 1, 2, 24]
+    return b.model({"x": [4, 2, 5]}, outputs)
+
+
+def test_gates_in_another_order_are_stored_as_they_are_read() -> None:
+    proto = gathered_gates(Builder())
+    model = run_pass("join_weights", proto)
+    assert [node.op_type for node in model.nodes] == ["LSTM"]
+    x = {"x": draw(4, 2, 5)}
+    (a,), (c,) = (run_session(session(m, 1), x) for m in (load(proto), model))
+    assert np.array_equal(a, c)
+    assert check_rule(proto).passed
+
+
+def test_weights_that_are_read_twice_stay_in_pieces() -> None:
+    model = run_pass("join_weights", gathered_gates(Builder(), leak=True))
+    assert [node.op_type for node in model.nodes].count("Concat") == 1
+
+
+def test_equal_first_states_do_not_couple_layers() -> None:
+    b = Builder(2)
+    zeros = b.constant(np.zeros((1, 2, 8), np.float32))
+    h = b.add("Relu", "x")
+    for width in (5, 8):
+        w, r = b.weight(1, 32, width), b.weight(1, 32, 8)
+        h = b.add("Squeeze", b.add("LSTM", h, w, r, "", "", zeros, zeros, hidden_size=8), b.ints(1))
+    y = b.add("MatMul", h, b.weight(8, 3))
+    prepared = api.prepare(b.model({"x": [4, 2, 5]}, {y: [4, 2, 3]}))
+    assert [len(group) for group in prepared.analysis.coupling.groups] == [8, 8]
+    result = api.prune(b.model({"x": [4, 2, 5]}, {y: [4, 2, 3]}), **QUICK, samples=16)
+    assert result.verdict.passed
