@@ -44,12 +44,14 @@ def batched_inputs(model: Model) -> frozenset[str]:
 def rows_per_run(model: Model) -> int | None:
     """Rows that one run must take: the declared batch; ``None`` where any number will do.
 
-    An input that is fed whole but leaves a size open (a recurrent state, say) may hold the batch
-    on another axis: then one row at a time is the only size that is always right.
+    An input that is fed whole but leaves a size open, or whose second axis is 1 (a recurrent state
+    is [layers, batch, width]), may hold the batch there: then one row at a time is the only size
+    that is always right.
     """
     batched = batched_inputs(model)
     for value in model.inputs:
-        if value.name not in batched and None in (declared(value) or ()):
+        sizes = declared(value) or []
+        if value.name not in batched and (None in sizes or (len(sizes) == 3 and sizes[1] == 1)):
             return 1
     first = next((value for value in model.inputs if value.name in batched), None)
     return None if first is None else _first_size(first)
