@@ -43,9 +43,9 @@ def batch_norm(model: Model, node: onnx.NodeProto) -> BatchNorm | None:
         return None
     if len(node.input) != 5 or not model.constant_names.issuperset(node.input[1:]):
         return None
-    constants = [model.array(name).astype(np.float64) for name in node.input[1:]]
+    scale, shift, mean, variance = (model.array(n).astype(np.float64) for n in node.input[1:])
     epsilon = float(settings.get("epsilon", EPSILON))
-    return BatchNorm(node.input[0], node.output[0], *constants, epsilon)
+    return BatchNorm(node.input[0], node.output[0], scale, shift, mean, variance, epsilon)
 
 
 def batch_norms(model: Model) -> list[BatchNorm]:
