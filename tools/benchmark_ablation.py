@@ -1,6 +1,6 @@
 """What each ingredient of accuracy without training is worth: take one away, prune, evaluate.
 
-    python tools/benchmark_ablation.py MODEL.onnx --calib FILE.npz --eval FILE.npz
+    python tools/benchmark_ablation.py MODEL.onnx --calib FILE.npz --eval FILE.npz [--only A,B]
 
 The first row is the default on the given samples. Every other row changes one thing. Ingredients
 that are no options of the program are taken away here, by replacing a function of it.
@@ -196,13 +196,17 @@ def main() -> None:
     parser.add_argument("--calib", type=Path, required=True)
     parser.add_argument("--eval", type=Path, required=True, dest="labelled")
     parser.add_argument("--target-flops", type=float, default=0.5)
+    parser.add_argument("--only", help="comma-separated ingredients; the default is always run")
     given = parser.parse_args()
+    wanted = given.only.split(",") if given.only else [row.ingredient for row in ROWS]
     table = Table(title=f"{given.model.stem}, {given.target_flops:g} of the MACs, top-1 in %")
     for name in ("ingredient", "instead", "top-1", "against the default"):
         table.add_column(name, justify="left" if name in ("ingredient", "instead") else "right")
     console = Console(width=100)
     first = None
     for row in ROWS:
+        if row is not ROWS[0] and row.ingredient not in wanted:
+            continue
         with tempfile.TemporaryDirectory() as work:
             top = 100 * measured(given, row, Path(work))
         first = top if first is None else first
