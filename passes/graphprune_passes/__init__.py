@@ -4,6 +4,7 @@ from graphprune.criteria.observed import OBSERVED
 from graphprune.criteria.weights import CRITERIA
 from graphprune.plugins import Plugin
 from graphprune.repair import REPAIRS
+from graphprune_passes.align_groups import AlignGroups
 from graphprune_passes.fold_batch_norm import FoldBatchNorm
 from graphprune_passes.join_weights import JoinWeights
 from graphprune_passes.lift_constants import LiftConstants
@@ -20,10 +21,11 @@ plugin = Plugin(
         JoinWeights,
         NameStates,
         SeparateVectors,
+        AlignGroups,
         RemoveChannels,
         ShareVectors,
         FoldBatchNorm,
     ),
     repairs=REPAIRS,
-    prepare=(LiftConstants(), JoinWeights(), NameStates(), SeparateVectors()),
+    prepare=(LiftConstants(), JoinWeights(), NameStates(), SeparateVectors(), AlignGroups()),
 )
