@@ -461,6 +461,21 @@ def test_first_states_on_the_interface_pin_the_units() -> None:
         api.prune(proto, **QUICK)
 
 
+def test_a_state_of_one_sample_is_fed_with_one_sample() -> None:
+    """The batch is open, the first state holds one row: more at a time would not run."""
+    b = Builder(1)
+    h = b.add("Relu", b.add("MatMul", "x", b.weight(5, 16)))
+    h = b.add("Transpose", h, perm=[1, 0, 2])
+    h = b.add("GRU", h, b.weight(1, 24, 16), b.weight(1, 24, 8), "", "", "h", hidden_size=8)
+    y = b.add("MatMul", b.add("Transpose", h, perm=[2, 0, 1, 3]), b.weight(8, 3))
+    proto = b.model({"x": ["n", 4, 5], "h": [1, 1, 8]}, {y: ["n", 4, 1, 3]})
+    result = api.prune(proto, **QUICK | {"flops": 0.7}, samples=16)
+    assert result.verdict.passed
+    sizes = [a.i for n in result.model.graph.node for a in n.attribute if a.name == "hidden_size"]
+    assert sizes == [8]  # a state on the interface pins its units
+    assert any(pin.reason == "graph input 'h'" for pin in result.pinned)
+
+
 def test_no_gradient_passes_a_recurrent_operator() -> None:
     model = load(finished(network()))
     shapes = infer(model, {"x": (7, 2, 5)})

@@ -27,7 +27,7 @@ from graphprune.model import Array, Model, captured, label
 from graphprune.oracle import sliced
 from graphprune.repair.damage import Damage, Repaired
 from graphprune.shapes import Shape
-from graphprune.statistics import Sums, chunk_rows
+from graphprune.statistics import Sums, chunk_rows, rows_wanted
 
 WIDEST = 12288  # columns of a Gram matrix: a wider operator gets its mean output corrected alone
 AFFINE, BIAS = "affine", "bias"
@@ -237,7 +237,8 @@ def _gates(
     they did with all of them: states of the pruned model depend on the very weights in question.
     """
     x = before[original.x][chunk]
-    where = positions(original, x.shape, x.size, (0,))
+    most = max(1, rows_wanted(x.shape[-1]) // before.chunks)
+    where = positions(original, x.shape, most, (damage.seed, linear.node, chunk))
     rows = inputs_at(original, x, x.shape, where)
     matrix = original.matrix(damage.original)
     bias = original.offset(damage.original, matrix.shape[0] * matrix.shape[1])
