@@ -536,3 +536,44 @@ def test_equal_first_states_do_not_couple_layers() -> None:
     assert [len(group) for group in prepared.analysis.coupling.groups] == [8, 8]
     result = api.prune(b.model({"x": [4, 2, 5]}, {y: [4, 2, 3]}), **QUICK, samples=16)
     assert result.verdict.passed
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        "h = ConstantOfShape<value = float[1] {0.25}>(s)",
+        "q = Constant<value = float[1] {0.25}>() h = Expand(q, s)",
+    ],
+)
+def test_computed_first_states_do_not_couple_layers(fill: str) -> None:
+    """An open batch: zeros for all layers, of which each reads a slice."""
+    source = f"""<ir_version: 8, opset_import: ["": 17]> g (float[4,n,5] x) => (float[4,n,3] y) {{
+        i = Constant<value = int64[1] {{0}}>() j = Constant<value = int64[1] {{1}}>()
+        k = Constant<value = int64[1] {{2}}>() e = Constant<value = int64[1] {{8}}>()
+        d = Shape<start=1, end=2>(x) s = Concat<axis=0>(k, d, e) {fill}
+        a = Slice(h, i, j, i) b = Slice(h, j, k, i)
+        p = GRU<hidden_size=8>(x, wa, ra, , , a) f = Squeeze(p, j)
+        o = GRU<hidden_size=8>(f, wb, rb, , , b) t = Squeeze(o, j)
+        y = MatMul(t, w)
+    }}"""
+    proto = onnx.parser.parse_model(source)
+    weights = {"wa": draw(1, 24, 5), "ra": draw(1, 24, 8), "wb": draw(1, 24, 8, seed=1)}
+    weights |= {"rb": draw(1, 24, 8, seed=2), "w": draw(8, 3)}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(v, k) for k, v in weights.items())
+    prepared = api.prepare(proto)
+    assert [len(group) for group in prepared.analysis.coupling.groups] == [8, 8]
+    x = {"x": draw(4, 6, 5)}
+    (a,), (c,) = (run_session(session(m, 1), x) for m in (load(proto), prepared.analysis.model))
+    assert np.array_equal(a, c)
+    result = api.prune(proto, **QUICK, samples=16)
+    assert result.verdict.passed
+    assert run_session(session(load(result.model), 1), x)[0].shape == (4, 6, 3)
+
+
+def test_weights_that_are_filled_stay_shared() -> None:
+    """Of constant sizes: a matrix that two products read is one matrix."""
+    b = Builder()
+    w = b.add("ConstantOfShape", b.ints(5, 5))
+    y = b.add("MatMul", b.add("MatMul", "x", w), w)
+    proto = b.model({"x": [2, 5]}, {y: [2, 5]})
+    assert len(run_pass("separate_fills", proto).nodes) == 3

@@ -10,6 +10,7 @@ from graphprune_passes.join_weights import JoinWeights
 from graphprune_passes.lift_constants import LiftConstants
 from graphprune_passes.name_states import NameStates
 from graphprune_passes.remove_channels import RemoveChannels
+from graphprune_passes.separate_fills import SeparateFills
 from graphprune_passes.separate_vectors import SeparateVectors
 from graphprune_passes.share_vectors import ShareVectors
 
@@ -20,6 +21,7 @@ plugin = Plugin(
         LiftConstants,
         JoinWeights,
         NameStates,
+        SeparateFills,
         SeparateVectors,
         AlignGroups,
         RemoveChannels,
@@ -27,5 +29,12 @@ plugin = Plugin(
         FoldBatchNorm,
     ),
     repairs=REPAIRS,
-    prepare=(LiftConstants(), JoinWeights(), NameStates(), SeparateVectors(), AlignGroups()),
+    prepare=(
+        LiftConstants(),
+        JoinWeights(),
+        NameStates(),
+        SeparateFills(),
+        SeparateVectors(),
+        AlignGroups(),
+    ),
 )
