@@ -143,7 +143,10 @@ def _recurrent(model: Model, common: Linear, attributes: Attributes) -> Linear |
 
 
 def _of_states(model: Model, linear: Linear | None) -> Linear | None:
-    """The recurrent weights of a node, beside its input weights ``linear``."""
+    """The recurrent weights of a node, beside its input weights ``linear``.
+
+    That a GRU may reset states before its last gate reads them is left out of the account.
+    """
     if linear is None or linear.kind not in RECURRENT:
         return None
     node = model.nodes[linear.node]

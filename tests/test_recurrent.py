@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -262,6 +263,24 @@ def test_scores_add_up_the_gates() -> None:
     parts = [m.reshape(2, 4, 12, -1).sum(axis=(0, 1, 3)) for m in (w, r)]
     parts += [r.sum(axis=(0, 1)), out.reshape(2, 12, 3).sum(axis=(0, 2))]
     assert np.allclose(found, np.mean(parts, axis=0))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_stacks(seed: int) -> None:
+    """Layers of any kind, width and direction, with sums and products between them."""
+    choose = random.Random(seed)
+    b = Builder(seed)
+    h, width = "x", 5
+    for _ in range(3):
+        op, way, hidden = choose.choice([*GATES]), choose.choice([*WAYS]), choose.choice([3, 4, 6])
+        more = {"linear_before_reset": choose.choice([0, 1])} if op == "GRU" else {}
+        y = layer(b, op, h, width, hidden, way, **more)
+        wide = hidden * WAYS[way]
+        if choose.random() < 0.4:
+            y = b.add("Add", y, b.add("MatMul", h, b.weight(width, wide)))
+        h, width = b.add("Relu", y) if choose.random() < 0.3 else y, wide
+    y = b.add("MatMul", h, b.weight(width, 2))
+    assert check_rule(b.model({"x": [4, 2, 5]}, {y: [4, 2, 2]})).removals == 6
 
 
 # --- the recurrent weights as a linear operator
