@@ -14,7 +14,7 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 from graphprune.model import Model, label
-from graphprune.relations import Pin, Relations
+from graphprune.relations import Fold, Pin, Relations
 from graphprune.shapes import Shapes
 from graphprune.slots import Axis, SlotArray
 
@@ -146,7 +146,7 @@ def couple(
     pins = [*held, *relations.pins, *relations.shifts]
     ties = [(tie.a, tie.b) for tie in relations.ties]
     labels, pinned = _merge(ties, pins, relations.total)
-    more_ties, more_pins = _settle_folds(relations, labels, pinned)
+    more_ties, more_pins = _settle_folds(relations, labels, pinned, pins)
     pins += more_pins
     labels, pinned = _merge(ties + more_ties, pins, relations.total)
     if allowed is not None:
@@ -206,7 +206,7 @@ def _merge(
 
 
 def _settle_folds(
-    relations: Relations, labels: NDArray[np.int32], pinned: Mask
+    relations: Relations, labels: NDArray[np.int32], pinned: Mask, held: Sequence[Pin]
 ) -> tuple[list[tuple[SlotArray, SlotArray]], list[Pin]]:
     """Choose for every fold the part that carries removals; its other parts must stay whole.
 
@@ -231,6 +231,10 @@ def _settle_folds(
         folds = [f for f, _ in places[kind]]
         if len(set(folds)) == len(folds) and not any(f in carrier for f in folds):
             carrier.update(places[kind])
+    first_pin: dict[int, Pin] = {}
+    for pin in held if relations.folds else ():
+        for component in np.unique(labels[pin.slots]).tolist():
+            first_pin.setdefault(component, pin)
     ties: list[tuple[SlotArray, SlotArray]] = []
     pins: list[Pin] = []
     for f, fold in enumerate(relations.folds):
@@ -240,13 +244,24 @@ def _settle_folds(
             if p != chosen:
                 pins.append(Pin(part, "a Reshape keeps this factor whole", fold.node))
         if chosen is None:
-            pins.append(Pin(fold.whole, "a Reshape mixes axes that must stay", fold.node))
+            because = _what_holds(fold, labels, pinned, first_pin)
+            reason = f"it is made of axes that must stay{because}"
+            pins.append(Pin(fold.whole, reason, fold.node))
             continue
         shape = [1] * len(lengths)
         shape[chosen] = lengths[chosen]
         spread = np.broadcast_to(fold.parts[chosen].reshape(shape), lengths).reshape(-1)
         ties.append((fold.whole, spread))
     return ties, pins
+
+
+def _what_holds(
+    fold: Fold, labels: NDArray[np.int32], pinned: Mask, first_pin: dict[int, Pin]
+) -> str:
+    """Why the parts of a fold are pinned: the reasons of each part's first pinned slot."""
+    stuck = [part[pinned[labels[part]]] for part in fold.parts]
+    found = [first_pin[int(labels[slots[0]])].reason for slots in stuck if len(slots)]
+    return f" ({', '.join(dict.fromkeys(found))})" if found else ""
 
 
 def _part_classes(relations: Relations, labels: NDArray[np.int32]) -> list[list[int]]:

@@ -178,6 +178,10 @@ class Op:
         self.tie(w, y)
         self.relations.roles.append((w.slots, Role.PRODUCER))
 
+    def plays(self, slots: Slotted, role: Role) -> None:
+        """These slots of a parameter take part in their groups as ``role``."""
+        self.relations.roles.append((_flat(slots), role))
+
     def scale(self, index: int, x: Axis, role: Role = Role.SCALE) -> None:
         """Vector input ``index`` scales ``x`` (a normalisation's scale or its stored variance)."""
         if self.has(index):
