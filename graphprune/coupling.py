@@ -211,11 +211,14 @@ def _settle_folds(
     """Choose for every fold the part that carries removals; its other parts must stay whole.
 
     Parts tied to each other across folds decide together (a channel shuffle splits and merges the
-    same two axes). Heads come first, then the part with most free slots, then the outermost.
+    same two axes). Heads come first, then what heads are made of; among them what stands in most
+    folds (of grouped queries KV heads, not the query heads in a group). Then comes the part with
+    most free slots, then the outermost.
     """
     places: dict[int, list[tuple[int, int]]] = {}  # class of a part → (fold, part) where it stands
-    rank: dict[int, tuple[int, int, int]] = {}
+    found: dict[int, tuple[int, int, int]] = {}  # class of a part → head, made of heads, free
     heads = {int(c) for slots in relations.heads for c in labels[slots]}
+    within = _made_of(relations, labels, heads)
     classes = _part_classes(relations, labels)
     for f, fold in enumerate(relations.folds):
         for p, part in enumerate(fold.parts):
@@ -223,11 +226,18 @@ def _settle_folds(
             if free == 0:
                 continue
             kind = classes[f][p]
-            is_head = int(bool(heads.intersection(labels[part].tolist())))
+            components = labels[part].tolist()
+            is_head, in_head = (int(not s.isdisjoint(components)) for s in (heads, within))
             places.setdefault(kind, []).append((f, p))
-            rank.setdefault(kind, (-is_head, -free, len(rank)))
+            found.setdefault(kind, (is_head, in_head, free))
+
+    def rank(kind: int) -> tuple[int, int, int, int]:
+        is_head, in_head, free = found[kind]
+        reach = len(places[kind]) if is_head or in_head else 0
+        return -is_head, -in_head, -reach, -free
+
     carrier: dict[int, int] = {}
-    for kind in sorted(places, key=lambda k: rank[k]):
+    for kind in sorted(places, key=rank):
         folds = [f for f, _ in places[kind]]
         if len(set(folds)) == len(folds) and not any(f in carrier for f in folds):
             carrier.update(places[kind])
@@ -253,6 +263,22 @@ def _settle_folds(
         spread = np.broadcast_to(fold.parts[chosen].reshape(shape), lengths).reshape(-1)
         ties.append((fold.whole, spread))
     return ties, pins
+
+
+def _made_of(relations: Relations, labels: NDArray[np.int32], heads: set[int]) -> set[int]:
+    """Components of the parts that axes of heads are folded from, and of their parts in turn."""
+    inside: dict[int, list[int]] = {}  # component → folds whose whole it belongs to
+    for f, fold in enumerate(relations.folds):
+        for component in np.unique(labels[fold.whole]).tolist():
+            inside.setdefault(component, []).append(f)
+    found: set[int] = set()
+    waiting = sorted(heads & inside.keys())
+    while waiting:
+        for f in inside.pop(waiting.pop(), ()):
+            parts = np.unique(np.concatenate([labels[part] for part in relations.folds[f].parts]))
+            found.update(parts.tolist())
+            waiting += [component for component in parts.tolist() if component in inside]
+    return found
 
 
 def _what_holds(

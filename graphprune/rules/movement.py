@@ -208,10 +208,16 @@ def expand(op: Op) -> None:
 
 @table.rule("Tile")
 def tile(op: Op) -> None:
-    """The input repeated along each axis."""
+    """The input repeated along each axis; what repeats a single slot are counts."""
     x, y = op.input(0), op.output()
-    for a, b in zip(x, y, strict=True):
-        op.tie(np.tile(a.slots, len(b) // len(a)), b)
+    if op.version < 6 or op.value(1) is None:
+        raise RefusedError("repeats that are not known as one list")
+    for i, (a, b) in enumerate(zip(x, y, strict=True)):
+        if len(a) == 1 < len(b):
+            op.free(a, b)
+            op.count_input(1, i, b)
+        else:
+            op.tie(np.tile(a.slots, len(b) // len(a)), b)
 
 
 @table.rule("Pad")
