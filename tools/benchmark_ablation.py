@@ -25,6 +25,7 @@ from rich.table import Table
 from graphprune import api
 from graphprune.calibrate import synthesise
 from graphprune.calibrate.taps import tapped
+from graphprune.least_squares import offset
 from graphprune.linear import linears
 from graphprune.oracle import sliced
 from graphprune.repair.damage import Damage
@@ -70,6 +71,21 @@ def ridge_to_zero() -> Iterator[None]:
 def fixed_ridge() -> Iterator[None]:
     """One ridge for all operators, none chosen on samples held out."""
     with patch.object(module, "best_ridge", lambda f, h, w: 1e-2):
+        yield
+
+
+@contextmanager
+def statistics_matched() -> Iterator[None]:
+    """Outputs get the variance of the original's, which a least-squares fit shrinks."""
+    solved = module.solved
+
+    def rescaled(moments: Any, weights: Any, ridge: float) -> Any:
+        matrix, _ = solved(moments, weights, ridge)
+        variance = np.einsum("gmd,gmd->gm", matrix @ moments.xx, matrix)
+        matrix = matrix * np.sqrt(moments.tt / np.maximum(variance, 1e-12))[:, :, None]
+        return matrix, offset(moments, matrix)
+
+    with patch.object(module, "solved", rescaled):
         yield
 
 
@@ -162,6 +178,7 @@ ROWS = (
     Row("affine term", "weights alone", patched=without_bias),
     Row("ridge target", "zero", patched=ridge_to_zero),
     Row("ridge", "0.01 for all", patched=fixed_ridge),
+    Row("statistics of producers", "variance restored", patched=statistics_matched),
     Row("residual sums", "own outputs matched", patched=without_sum),
     Row("Relu", "all targets matched", patched=without_relu),
     Row("inputs", "white noise", kind="white"),

@@ -4,6 +4,7 @@ from graphprune.criteria.observed import OBSERVED
 from graphprune.criteria.weights import CRITERIA
 from graphprune.plugins import Plugin
 from graphprune.repair import REPAIRS
+from graphprune_passes.align_groups import AlignGroups
 from graphprune_passes.fold_batch_norm import FoldBatchNorm
 from graphprune_passes.lift_constants import LiftConstants
 from graphprune_passes.remove_channels import RemoveChannels
@@ -13,7 +14,14 @@ from graphprune_passes.share_vectors import ShareVectors
 plugin = Plugin(
     name="builtin",
     criteria=(*OBSERVED, *CRITERIA),
-    passes=(LiftConstants, SeparateVectors, RemoveChannels, ShareVectors, FoldBatchNorm),
+    passes=(
+        LiftConstants,
+        SeparateVectors,
+        AlignGroups,
+        RemoveChannels,
+        ShareVectors,
+        FoldBatchNorm,
+    ),
     repairs=REPAIRS,
-    prepare=(LiftConstants(), SeparateVectors()),
+    prepare=(LiftConstants(), SeparateVectors(), AlignGroups()),
 )
