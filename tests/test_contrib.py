@@ -12,6 +12,7 @@ from graphprune.api import prepare, prune
 from graphprune.check import check_rule
 from graphprune.coupling import couple
 from graphprune.rules import relate
+from graphprune.runtime import index_bounds
 from graphprune.shapes import infer
 from graphprune.storage import load
 
@@ -98,6 +99,7 @@ def test_embeddings_are_normalised_over_what_could_leave() -> None:
     source = foreign("EmbedLayerNormalization", {"i": ids, "s": ids}, tables | ends, ["y", "", "z"])
     analysis = prepare(source).analysis
     assert analysis.shapes.shape["z"] == (2, 3, 6)
+    assert index_bounds(analysis.model, analysis.shapes, "i") == [9]
     assert len(analysis.relations.shifts) == 1  # the width
     assert not check_rule(source).passed
 
