@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -19,6 +19,8 @@ from graphprune.shapes import Shapes
 from graphprune.slots import Axis, SlotArray
 
 FLOAT_TYPES = {1, 10, 11, 16}  # float32, float16, float64, bfloat16
+UNITS = ("channels", "heads", "head-dims")  # what may leave; the user chooses among them
+USUAL_UNITS = ("channels", "heads")
 Signature = tuple[tuple[str, int], ...]
 Mask = NDArray[np.bool_]
 
@@ -136,23 +138,34 @@ def couple(
     *,
     held: Sequence[Pin] = (),
     allowed: Sequence[SlotArray] | None = None,
+    units: Collection[str] = USUAL_UNITS,
 ) -> Coupling:
     """Merge the ties into components, settle the folds, and collect units and groups.
 
     ``held`` are further pins; with ``allowed`` only components that touch one of its slots may
-    leave. Slots whose removal would shift statistics are pinned.
+    leave. Slots whose removal would shift statistics are pinned. ``units`` are those of ``UNITS``
+    that may leave: whole heads; the same positions of every head, where whole heads do not leave;
+    all other channels.
     """
     parameters = parameter_axes(model, shapes, relations)
     pins = [*held, *relations.pins, *relations.shifts]
     ties = [(tie.a, tie.b) for tie in relations.ties]
     labels, pinned = _merge(ties, pins, relations.total)
-    more_ties, more_pins = _settle_folds(relations, labels, pinned, pins)
+    heads = _heads(relations, labels)
+    not_chosen = _not_among(units, heads)
+    for pin in not_chosen:
+        pinned[labels[pin.slots]] = True
+    pins += not_chosen
+    more_ties, more_pins = _settle_folds(relations, labels, pinned, heads, pins)
     pins += more_pins
     labels, pinned = _merge(ties + more_ties, pins, relations.total)
-    if allowed is not None:
+    chosen = [(allowed, "not in --only")] if allowed is not None else []
+    if "channels" not in units:
+        chosen.append((heads.slots, "channels are not among the --units"))
+    for inside, why in chosen:
         outside = np.ones(len(pinned), dtype=bool)
-        outside[labels[np.concatenate([*allowed, np.empty(0, np.int64)])]] = False
-        pins.append(Pin(np.flatnonzero(outside[labels]), "not in --only", -1))
+        outside[labels[np.concatenate([*inside, np.empty(0, np.int64)])]] = False
+        pins.append(Pin(np.flatnonzero(outside[labels]), why, -1))
         pinned |= outside
     role = np.zeros(relations.total, dtype=np.int8)
     for slots, value in relations.roles:
@@ -210,8 +223,53 @@ def _merge(
     return labels, pinned
 
 
+@dataclass(frozen=True)
+class _Heads:
+    """Which components count heads, which are what heads are made of, and where all of it stands.
+
+    Heads are made of others where queries are grouped: of KV heads, and of the query heads in each.
+    """
+
+    counted: frozenset[int]
+    within: frozenset[int]
+    whole: tuple[SlotArray, ...]  # axes of heads
+    dims: tuple[SlotArray, ...]  # what is folded with them: the positions in a head
+
+    @property
+    def slots(self) -> tuple[SlotArray, ...]:
+        return self.whole + self.dims
+
+
+def _heads(relations: Relations, labels: NDArray[np.int32]) -> _Heads:
+    counted = frozenset(int(c) for slots in relations.heads for c in labels[slots])
+    within = _made_of(relations, labels, counted)
+    whole, dims = list(relations.heads), []
+    for fold in relations.folds:
+        is_head = [not (counted | within).isdisjoint(labels[p].tolist()) for p in fold.parts]
+        whole += [part for part, head in zip(fold.parts, is_head, strict=True) if head]
+        if any(is_head):
+            dims += [part for part, head in zip(fold.parts, is_head, strict=True) if not head]
+    return _Heads(counted, within, tuple(whole), tuple(dims))
+
+
+def _not_among(units: Collection[str], heads: _Heads) -> list[Pin]:
+    """Pins on what the user did not choose."""
+    pins = []
+    if "heads" not in units:
+        pins += [Pin(slots, "whole heads are not among the --units", -1) for slots in heads.whole]
+    if "head-dims" not in units:
+        pins += [
+            Pin(slots, "positions in heads are not among the --units", -1) for slots in heads.dims
+        ]
+    return pins
+
+
 def _settle_folds(
-    relations: Relations, labels: NDArray[np.int32], pinned: Mask, held: Sequence[Pin]
+    relations: Relations,
+    labels: NDArray[np.int32],
+    pinned: Mask,
+    heads: _Heads,
+    held: Sequence[Pin],
 ) -> tuple[list[tuple[SlotArray, SlotArray]], list[Pin]]:
     """Choose for every fold the part that carries removals; its other parts must stay whole.
 
@@ -222,8 +280,6 @@ def _settle_folds(
     """
     places: dict[int, list[tuple[int, int]]] = {}  # class of a part → (fold, part) where it stands
     found: dict[int, tuple[int, int, int]] = {}  # class of a part → head, made of heads, free
-    heads = {int(c) for slots in relations.heads for c in labels[slots]}
-    within = _made_of(relations, labels, heads)
     classes = _part_classes(relations, labels)
     for f, fold in enumerate(relations.folds):
         for p, part in enumerate(fold.parts):
@@ -232,7 +288,8 @@ def _settle_folds(
                 continue
             kind = classes[f][p]
             components = labels[part].tolist()
-            is_head, in_head = (int(not s.isdisjoint(components)) for s in (heads, within))
+            is_head = int(not heads.counted.isdisjoint(components))
+            in_head = int(not heads.within.isdisjoint(components))
             places.setdefault(kind, []).append((f, p))
             found.setdefault(kind, (is_head, in_head, free))
 
@@ -270,7 +327,9 @@ def _settle_folds(
     return ties, pins
 
 
-def _made_of(relations: Relations, labels: NDArray[np.int32], heads: set[int]) -> set[int]:
+def _made_of(
+    relations: Relations, labels: NDArray[np.int32], heads: frozenset[int]
+) -> frozenset[int]:
     """Components of the parts that axes of heads are folded from, and of their parts in turn."""
     inside: dict[int, list[int]] = {}  # component → folds whose whole it belongs to
     for f, fold in enumerate(relations.folds):
@@ -283,7 +342,7 @@ def _made_of(relations: Relations, labels: NDArray[np.int32], heads: set[int]) -
             parts = np.unique(np.concatenate([labels[part] for part in relations.folds[f].parts]))
             found.update(parts.tolist())
             waiting += [component for component in parts.tolist() if component in inside]
-    return found
+    return frozenset(found)
 
 
 def _what_holds(

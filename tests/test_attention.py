@@ -146,6 +146,18 @@ def test_heads_are_units(name: str) -> None:
     assert free_in(coupling_of(model(*CASES[name][:3])), "y") == CASES[name][3]
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if "Group" not in name])
+def test_positions_in_heads_leave(name: str) -> None:
+    """With ``head-dims`` for ``heads``; where the scale is the default's, it is written down."""
+    assert check_rule(model(*CASES[name][:3]), units=("channels", "head-dims")).passed
+
+
+def test_group_query_attention_has_one_head_size() -> None:
+    source = model(*MODELS["GroupQueryAttention"][:3])
+    checked = check_rule(source, units=("channels", "head-dims"))
+    assert "share the head size" in checked.pinned
+
+
 @pytest.mark.parametrize("kind", ["queries, keys and values", "keys and values"])
 def test_packed_heads(kind: str) -> None:
     """Only CUDA runs the packed forms; the oracle takes them apart first."""

@@ -26,6 +26,7 @@ class Heads:
     """Axes inside the widths of an attention; query head h reads KV head h // len(group)."""
 
     op: Op
+    every: SlotArray  # all query heads
     kv: SlotArray
     group: SlotArray  # the query heads of each KV head
     qk: SlotArray  # positions in a query or key of one head
@@ -65,9 +66,7 @@ class Heads:
 
     def count(self, queries: str, keys: str | None = None) -> None:
         """The attributes that hold the numbers of query heads and of KV heads."""
-        every = self.op.virtual(len(self.kv) * len(self.group))
-        self.queries(every)
-        self.op.count_attr(queries, every)
+        self.op.count_attr(queries, self.every)
         if keys is not None:
             self.op.count_attr(keys, self.kv)
 
@@ -82,10 +81,11 @@ def heads(op: Op, queries: int, keys: int, width: int, v_width: int) -> Heads:
     if queries < 1 or keys < 1 or queries % keys or width % queries or v_width % keys:
         raise RefusedError(f"{queries} query heads and {keys} KV heads do not divide the widths")
     qk, v = op.virtual(width // queries), op.virtual(v_width // keys)
-    found = Heads(op, op.virtual(keys), op.virtual(queries // keys), qk, v)
-    op.heads(found.kv if keys > 1 else found.group)
+    found = Heads(op, op.virtual(queries), op.virtual(keys), op.virtual(queries // keys), qk, v)
+    found.queries(found.every)
+    op.heads(found.every)
     if not op.attr("scale"):
-        op.pin(qk, "the scale is that of the head size, which must stay")
+        op.default("scale", len(qk) ** -0.5, qk)
     return found
 
 
@@ -110,7 +110,7 @@ def attention(op: Op) -> None:
             h.queries(tensor[1])
             op.tie(tensor[3], inner)
         h.cache(k, v)
-        op.contract(1, 3)
+        op.contract(0, 3)
     else:
         numbers = int(op.attr("q_num_heads", 0)), int(op.attr("kv_num_heads", 0))
         h = heads(op, *numbers, len(q[2]), len(v[2]))
@@ -119,12 +119,12 @@ def attention(op: Op) -> None:
         h.keys(v[2], h.v)
         h.queries(y[2], h.v)
         h.count("q_num_heads", "kv_num_heads")
-        op.contract(1, 2)
+        op.contract(0, 2)
     h.bias(3)
     h.cache(past, _at(op.x, 5))
     h.cache(_at(op.y, 1), _at(op.y, 2))
     h.scores(3)
-    h.macs(q[0], q[q.rank - 2 if q.rank == 4 else 1], _lengths(past, k[k.rank - 2]))
+    h.macs(q[0], q[q.rank - 2], _lengths(past, k[k.rank - 2]))
 
 
 @table.rule("MultiHeadAttention", domain=MICROSOFT)
@@ -143,15 +143,12 @@ def multi_head_attention(op: Op) -> None:
     if packed is not None:
         op.tie(packed[2], h.kv)
         op.tie(packed[4], h.qk)
-        op.tie(h.qk, h.v)
-        op.contract(0 if k is None else 1, 4)
     elif k is not None and v is not None and k.rank == 4:
         h.cache(k, v)
-        op.contract(1, 3)
     elif k is not None and v is not None:
         h.keys(k[2], h.qk)
         h.keys(v[2], h.v)
-        op.contract(1, 2)
+    op.contract(0, q.rank - 1)
     if k is not None:
         h.queries(q[2], h.qk)
     h.queries(y[2], h.v)
@@ -161,6 +158,9 @@ def multi_head_attention(op: Op) -> None:
     h.bias(5)
     h.cache(_at(op.x, 6), _at(op.x, 7))
     h.cache(_at(op.y, 1), _at(op.y, 2))
+    cached = any(tensor is not None for tensor in (_at(op.x, 6), _at(op.y, 1)))
+    if cached or packed is not None or (k is not None and k.rank == 4):
+        op.tie(h.qk, h.v)  # one head size for all
     h.scores(3)
     h.count("num_heads")
     length = (k or q)[2 if k is not None and k.rank == 4 else 1]
@@ -191,12 +191,11 @@ def group_query_attention(op: Op) -> None:
     op.pin(h.v, "queries, keys and values share the head size")
     if k is None or v is None:
         _packed(h, q[2].slots, width, len(h.kv) * len(h.qk))
-        op.contract(0, 2)
     else:
         h.queries(q[2], h.qk)
         h.keys(k[2], h.qk)
         h.keys(v[2], h.v)
-        op.contract(1, 2)
+    op.contract(0, 2)
     h.queries(y[2], h.v)
     h.cache(_at(op.x, 3), _at(op.x, 4))
     h.cache(_at(op.y, 1), _at(op.y, 2))

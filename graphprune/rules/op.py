@@ -15,6 +15,7 @@ from graphprune.model import Array
 from graphprune.relations import (
     Contraction,
     Count,
+    Default,
     Fold,
     Macs,
     Pin,
@@ -213,6 +214,10 @@ class Op:
         self.relations.counts.append(
             Count(self.index, _flat(slots), input=index, element=element, negative=negative)
         )
+
+    def default(self, attr: str, value: float, slots: Slotted) -> None:
+        """Attribute ``attr`` is left out and means ``value``, which depends on these slots."""
+        self.relations.defaults.append(Default(self.index, attr, value, _flat(slots)))
 
     def renumber(self, index: int, slots: Slotted) -> None:
         """Input ``index`` holds positions along these slots."""
