@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import Builder
-from onnx import helper, parser
+from onnx import helper
 
 from graphprune.api import prepare, prune
 from graphprune.check import LawBrokenError, check_rule
@@ -20,103 +20,58 @@ from graphprune.rules.op import Op
 from graphprune.runtime import Feeds, opened
 from graphprune.shapes import infer
 from graphprune.storage import load
+from tools.contrib_cases import ATTENTION, IDS, ROTARY, model
 
-HEAD = '<ir_version: 10, opset_import: ["": 23, "com.microsoft": 1]> g ({}) => ({})'
-IDS = "i = Constant<value = int64[2,3] {0,1,2,2,1,0}>() "
-LENGTHS = "s = Constant<value = int32[2] {2,2}>() t = Constant<value = int32 {3}>() "
-LONGER = "s = Constant<value = int32[2] {7,7}>() t = Constant<value = int32 {8}>() "
-
-# inputs, outputs, body, and how many slots or runs of slots of y may leave: heads, and where heads
-# are an axis of their own also the positions in a value of every head. M. is com.microsoft.
-MODELS = {
-    "MultiHeadAttention": (
-        "float[2,3,16] q, float[2,4,16] k, float[2,4,24] v", "float[2,3,24] y",
-        "y = M.MultiHeadAttention<num_heads=4>(q, k, v)", 4),
-    "MultiHeadAttention bias": (
-        "float[2,3,16] q, float[2,3,16] k, float[2,3,24] v, float[56] b, float[1,4,3,3] a",
-        "float[2,3,24] y", "y = M.MultiHeadAttention<num_heads=4, scale=0.3>(q, k, v, b, , a)", 4),
-    "MultiHeadAttention one bias for all heads": (
-        "float[2,3,16] q, float[2,3,16] k, float[2,3,16] v, float[1,1,3,3] a", "float[2,3,16] y",
-        "y = M.MultiHeadAttention<num_heads=4>(q, k, v, , , a)", 4),
-    "MultiHeadAttention padding mask": (
-        "float[2,3,16] q, float[2,3,16] k, float[2,3,16] v", "float[2,3,16] y",
-        "m = Constant<value = int32[2,3] {1,1,0,1,1,1}>() "
-        "y = M.MultiHeadAttention<num_heads=4>(q, k, v, , m)", 4),
-    "MultiHeadAttention of a cache": (
-        "float[2,3,32] q, float[2,4,5,8] k, float[2,4,5,8] v", "float[2,3,32] y",
-        "y = M.MultiHeadAttention<num_heads=4>(q, k, v)", 4),
-    "MultiHeadAttention past": (
-        "float[2,3,32] q, float[2,3,32] k, float[2,3,32] v, float[2,4,5,8] a, float[2,4,5,8] b",
-        "float[2,3,32] y, float[2,4,8,8] c, float[2,4,8,8] d",
-        "y, c, d = M.MultiHeadAttention<num_heads=4>(q, k, v, , , , a, b)", 4),
-    "Attention": (
-        "float[2,3,6] x, float[6,48] w, float[48] b", "float[2,3,16] y",
-        "y = M.Attention<num_heads=4>(x, w, b)", 4),
-    "Attention sizes": (
-        "float[2,3,6] x, float[6,56] w, float[56] b, float[2,4,3,3] a", "float[2,3,24] y",
-        "y = M.Attention<num_heads=4, qkv_hidden_sizes=[16,16,24]>(x, w, b, , , a)", 4),
-    "Attention past": (
-        "float[2,3,6] x, float[6,48] w, float[48] b, float[2,2,4,5,4] p",
-        "float[2,3,16] y, float[2,2,4,8,4] n",
-        "y, n = M.Attention<num_heads=4, unidirectional=1>(x, w, b, , p)", 4),
-    "GroupQueryAttention": (
-        "float[2,3,64] q, float[2,3,32] k, float[2,3,32] v", "float[2,3,64] y",
-        LENGTHS + "y = M.GroupQueryAttention<num_heads=4, kv_num_heads=2>(q, k, v, , , s, t)", 2),
-    "GroupQueryAttention packed": (
-        "float[2,3,128] q", "float[2,3,64] y",
-        LENGTHS + "y = M.GroupQueryAttention<num_heads=4, kv_num_heads=2>(q, , , , , s, t)", 2),
-    "GroupQueryAttention of one KV head": (
-        "float[2,3,64] q, float[2,3,16] k, float[2,3,16] v", "float[2,3,64] y",
-        LENGTHS + "y = M.GroupQueryAttention<num_heads=4, kv_num_heads=1>(q, k, v, , , s, t)", 4),
-    "GroupQueryAttention rotary": (
-        "float[2,3,64] q, float[2,3,32] k, float[2,3,32] v, float[8,8] c, float[8,8] d",
-        "float[2,3,64] y, float[2,2,3,16] nk, float[2,2,3,16] nv",
-        LENGTHS + "y, nk, nv = M.GroupQueryAttention<num_heads=4, kv_num_heads=2, do_rotary=1>"
-        "(q, k, v, , , s, t, c, d)", 2),
-    "GroupQueryAttention past, sinks": (
-        "float[2,1,64] q, float[2,1,32] k, float[2,1,32] v, float[2,2,7,16] a, float[2,2,7,16] b, "
-        "float[4] h", "float[2,1,64] y, float[2,2,8,16] c, float[2,2,8,16] d",
-        LONGER + "y, c, d = M.GroupQueryAttention<num_heads=4, kv_num_heads=2>"
-        "(q, k, v, a, b, s, t, , , , , h)", 2),
+ONNX = {
     "ai.onnx Attention grouped": (
         "float[2,3,32] q, float[2,5,16] k, float[2,5,24] v", "float[2,3,48] y",
-        "y = Attention<q_num_heads=4, kv_num_heads=2>(q, k, v)", 2),
+        "y = Attention<q_num_heads=4, kv_num_heads=2>(q, k, v)"),
     "ai.onnx Attention of one KV head": (
         "float[2,3,32] q, float[2,5,8] k, float[2,5,12] v", "float[2,3,48] y",
-        "y = Attention<q_num_heads=4, kv_num_heads=1>(q, k, v)", 4),
+        "y = Attention<q_num_heads=4, kv_num_heads=1>(q, k, v)"),
     "ai.onnx Attention of four axes": (
         "float[2,4,3,8] q, float[2,2,5,8] k, float[2,2,5,12] v, float[4,3,5] m",
-        "float[2,4,3,12] y", "y = Attention(q, k, v, m)", 2 + 12),
+        "float[2,4,3,12] y", "y = Attention(q, k, v, m)"),
     "ai.onnx Attention past": (
         "float[2,4,3,8] q, float[2,4,3,8] k, float[2,4,3,8] v, float[2,4,5,8] a, float[2,4,5,8] b",
         "float[2,4,3,8] y, float[2,4,8,8] c, float[2,4,8,8] d",
-        "y, c, d = Attention<is_causal=1>(q, k, v, , a, b)", 4 + 8),
-}  # fmt: skip
-
-# As above: heads, or, where they are an axis of their own or single, pairs of positions.
-ROTARY = {
-    "com.microsoft": ("float[2,3,16] x, float[5,2] c, float[5,2] d", "float[2,3,16] y",
-                      IDS + "y = M.RotaryEmbedding(x, i, c, d)", 4),
-    "com.microsoft, four axes": (
-        "float[2,3,3,8] x, float[5,4] c, float[5,4] d", "float[2,3,3,8] y",
-        IDS + "y = M.RotaryEmbedding<interleaved=1>(x, i, c, d)", 3 + 4),
-    "com.microsoft, in part": (
-        "float[2,3,24] x, float[5,2] c, float[5,2] d", "float[2,3,24] y",
-        IDS + "y = M.RotaryEmbedding<num_heads=3, rotary_embedding_dim=4>(x, i, c, d)", 3),
-    "com.microsoft, one head": (
-        "float[2,3,8] x, float[5,4] c, float[5,4] d", "float[2,3,8] y",
-        IDS + "y = M.RotaryEmbedding(x, i, c, d)", 4),
-    "ai.onnx": ("float[2,3,16] x, float[5,2] c, float[5,2] d", "float[2,3,16] y",
-                IDS + "y = RotaryEmbedding<num_heads=4>(x, c, d, i)", 4),
-    "ai.onnx, interleaved in part": (
+        "y, c, d = Attention<is_causal=1>(q, k, v, , a, b)"),
+    "ai.onnx RotaryEmbedding": ("float[2,3,16] x, float[5,2] c, float[5,2] d", "float[2,3,16] y",
+                IDS + "y = RotaryEmbedding<num_heads=4>(x, c, d, i)"),
+    "ai.onnx RotaryEmbedding interleaved in part": (
         "float[2,1,3,8] x, float[5,3] c, float[5,3] d", "float[2,1,3,8] y",
-        IDS + "y = RotaryEmbedding<interleaved=1, rotary_embedding_dim=6>(x, c, d, i)", 1 + 3 + 2),
+        IDS + "y = RotaryEmbedding<interleaved=1, rotary_embedding_dim=6>(x, c, d, i)"),
 }  # fmt: skip
+CASES = {**ATTENTION, **ROTARY, **ONNX}
 
-
-def model(inputs: str, outputs: str, body: str) -> onnx.ModelProto:
-    source = HEAD.format(inputs, outputs) + "{" + body.replace("M.", "com.microsoft.") + "}"
-    return parser.parse_model(source)
+# How many slots or runs of slots of y may leave: heads, and where heads are an axis of their own
+# also the positions in a value of every head, or pairs of positions.
+FREE = {
+    "MultiHeadAttention": 4,
+    "MultiHeadAttention bias": 4,
+    "MultiHeadAttention one bias for all heads": 4,
+    "MultiHeadAttention padding mask": 4,
+    "MultiHeadAttention of a cache": 4,
+    "MultiHeadAttention past": 4,
+    "Attention": 4,
+    "Attention sizes": 4,
+    "Attention past": 4,
+    "GroupQueryAttention": 2,
+    "GroupQueryAttention packed": 2,
+    "GroupQueryAttention of one KV head": 4,
+    "GroupQueryAttention rotary": 2,
+    "GroupQueryAttention past, sinks": 2,
+    "RotaryEmbedding": 4,
+    "RotaryEmbedding four axes": 7,
+    "RotaryEmbedding in part": 3,
+    "RotaryEmbedding one head": 4,
+    "ai.onnx Attention grouped": 2,
+    "ai.onnx Attention of one KV head": 4,
+    "ai.onnx Attention of four axes": 14,
+    "ai.onnx Attention past": 12,
+    "ai.onnx RotaryEmbedding": 4,
+    "ai.onnx RotaryEmbedding interleaved in part": 6,
+}
 
 
 def coupling_of(source: onnx.ModelProto) -> Coupling:
@@ -133,27 +88,24 @@ def free_in(coupling: Coupling, tensor: str) -> int:
     return sum(int(component) not in coupling.reason for component in found)
 
 
-CASES = {**MODELS, **{f"RotaryEmbedding {name}": case for name, case in ROTARY.items()}}
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_law_holds(name: str) -> None:
-    assert check_rule(model(*CASES[name][:3])).passed
+    assert check_rule(model(*CASES[name])).passed
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_heads_are_units(name: str) -> None:
-    assert free_in(coupling_of(model(*CASES[name][:3])), "y") == CASES[name][3]
+    assert free_in(coupling_of(model(*CASES[name])), "y") == FREE[name]
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "Group" not in name])
 def test_positions_in_heads_leave(name: str) -> None:
     """With ``head-dims`` for ``heads``; where the scale is the default's, it is written down."""
-    assert check_rule(model(*CASES[name][:3]), units=("channels", "head-dims")).passed
+    assert check_rule(model(*CASES[name]), units=("channels", "head-dims")).passed
 
 
 def test_group_query_attention_has_one_head_size() -> None:
-    source = model(*MODELS["GroupQueryAttention"][:3])
+    source = model(*CASES["GroupQueryAttention"])
     checked = check_rule(source, units=("channels", "head-dims"))
     assert "share the head size" in checked.pinned
 
@@ -221,7 +173,7 @@ def test_a_stale_count_is_caught(forgotten: str) -> None:
         counts = op.relations.counts
         counts[:] = [count for count in counts if count.attr != forgotten]
 
-    source = model(*MODELS["GroupQueryAttention"][:3])
+    source = model(*CASES["GroupQueryAttention"])
     with pytest.raises(LawBrokenError):
         check_rule(source, rules={**BUILTIN, ("com.microsoft", "GroupQueryAttention"): careless})
 

@@ -6,62 +6,30 @@ import numpy as np
 import onnx
 import pytest
 from graphs import Builder
-from onnx import TensorProto, helper, numpy_helper, parser
+from onnx import TensorProto, helper, numpy_helper
 
 from graphprune.api import prepare, prune
 from graphprune.check import check_rule
+from graphprune.conformance import run_text
 from graphprune.coupling import couple
 from graphprune.rules import relate
 from graphprune.runtime import index_bounds
 from graphprune.shapes import infer
 from graphprune.storage import load
-
-HEAD = '<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]> g ({}) => ({})'
-
-# inputs, outputs, body; M. stands for com.microsoft.
-MODELS = {
-    "Gelu": ("float[2,6] x", "float[2,6] y", "y = M.Gelu(x)"),
-    "QuickGelu": ("float[2,6] x", "float[2,6] y", "y = M.QuickGelu<alpha=1.7>(x)"),
-    "FastGelu": ("float[2,6] x", "float[2,6] y", "y = M.FastGelu(x)"),
-    "FastGelu bias": ("float[2,6] x, float[6] b", "float[2,6] y", "y = M.FastGelu(x, b)"),
-    "BiasGelu": ("float[2,6] x, float[6] b", "float[2,6] y", "y = M.BiasGelu(x, b)"),
-    "SkipLayerNormalization": (
-        "float[2,3,6] x, float[2,3,6] s, float[6] g, float[6] b, float[6] c",
-        "float[2,3,6] y, float[2,3,6] z", "y, , , z = M.SkipLayerNormalization(x, s, g, b, c)"),
-    "SkipLayerNormalization broadcast": (
-        "float[2,3,6] x, float[1,3,6] s, float[6] g", "float[2,3,6] y",
-        "y = M.SkipLayerNormalization(x, s, g)"),
-    "SkipSimplifiedLayerNormalization": (
-        "float[2,3,6] x, float[2,3,6] s, float[6] g",
-        "float[2,3,6] y, float[2,3,6] z", "y, , , z = M.SkipSimplifiedLayerNormalization(x, s, g)"),
-    "SimplifiedLayerNormalization": (
-        "float[2,3,6] x, float[6] g", "float[2,3,6] y", "y = SimplifiedLayerNormalization(x, g)"),
-    "FusedConv": (
-        "float[1,6,4,4] x, float[4,6,3,3] w, float[4] b, float[1,4,2,2] z", "float[1,4,2,2] y",
-        'y = M.FusedConv<activation="Relu">(x, w, b, z)'),
-    "FusedConv grouped": (
-        "float[1,6,4,4] x, float[6,1,3,3] w, float[6] b", "float[1,6,2,2] y",
-        'y = M.FusedConv<activation="Relu", group=6>(x, w, b)'),
-    "FusedGemm": (
-        "float[3,6] a, float[4,6] b, float[4] c", "float[3,4] y",
-        'y = M.FusedGemm<transB=1, activation="Relu">(a, b, c)'),
-    "FusedMatMul": (
-        "float[2,3,6] a, float[4,6] b", "float[2,3,4] y",
-        "y = M.FusedMatMul<transB=1, alpha=0.5>(a, b)"),
-    "FusedMatMul both": (
-        "float[2,6,3] a, float[2,4,6] b", "float[2,3,4] y",
-        "y = M.FusedMatMul<transA=1, transB=1>(a, b)"),
-}  # fmt: skip
+from tools.contrib_cases import OTHERS, PINNED, model
 
 
-def model(inputs: str, outputs: str, body: str) -> onnx.ModelProto:
-    source = HEAD.format(inputs, outputs) + "{" + body.replace("M.", "com.microsoft.") + "}"
-    return parser.parse_model(source)
-
-
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", OTHERS)
 def test_law_holds(name: str) -> None:
-    assert check_rule(model(*MODELS[name])).passed
+    assert check_rule(model(*OTHERS[name])).passed
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_what_may_not_leave_or_has_no_kernel(name: str) -> None:
+    """CUDA's own operators have no shape here, so nothing at them may leave."""
+    result = run_text(name, model(*PINNED[name]))
+    assert result.state == "pinned"
+    assert result.detail
 
 
 def test_transposed_batches_are_refused() -> None:

@@ -15,7 +15,7 @@ table = Table()
 
 for name in ("Gelu", "QuickGelu"):
     table[MICROSOFT, name] = elementwise.unary
-for name in ("BiasGelu", "FastGelu", "BiasAdd"):  # FastGelu's bias may be absent
+for name in ("BiasGelu", "FastGelu"):  # FastGelu's bias may be absent
     table[MICROSOFT, name] = elementwise.broadcast
 # ONNX Runtime registers it in the domain of ONNX; fused models also name com.microsoft.
 for domain in ("", MICROSOFT):
