@@ -243,9 +243,10 @@ class _Heads:
 def _heads(relations: Relations, labels: NDArray[np.int32]) -> _Heads:
     counted = frozenset(int(c) for slots in relations.heads for c in labels[slots])
     within = _made_of(relations, labels, counted)
+    either = counted | within
     whole, dims = list(relations.heads), []
     for fold in relations.folds:
-        is_head = [not (counted | within).isdisjoint(labels[p].tolist()) for p in fold.parts]
+        is_head = [not either.isdisjoint(labels[part].tolist()) for part in fold.parts]
         whole += [part for part, head in zip(fold.parts, is_head, strict=True) if head]
         if any(is_head):
             dims += [part for part, head in zip(fold.parts, is_head, strict=True) if not head]
