@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from graphprune.cost import CostModel, cost_model
-from graphprune.coupling import Coupling, Mask, couple
+from graphprune.coupling import UNITS, USUAL_UNITS, Coupling, Mask, couple
 from graphprune.errors import UsageError
 from graphprune.model import Model, label
 from graphprune.relations import Pin, Relations, Role
@@ -23,11 +23,13 @@ from graphprune.slots import Axis, SlotArray
 
 @dataclass(frozen=True)
 class Scope:
-    """What the user lets the analysis touch: patterns on node and tensor names, input sizes."""
+    """What the user lets the analysis touch: patterns on node and tensor names, kinds of units
+    (``coupling.UNITS``), input sizes."""
 
     protect: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     input_shapes: Mapping[str, Shape] | None = None
+    units: tuple[str, ...] = USUAL_UNITS
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class PinnedReason:
 def analyse(model: Model, scope: Scope | None = None, rules: Rules = BUILTIN) -> Analysis:
     """Shapes, then every node's rule, then the coupling, then the cost. Reads no large weight."""
     scope = scope or Scope()
+    _check_units(scope.units)
     shapes = infer(model, scope.input_shapes)
     relations = relate(model, shapes, rules)
     coupling = couple(
@@ -70,8 +73,16 @@ def analyse(model: Model, scope: Scope | None = None, rules: Rules = BUILTIN) ->
         relations,
         held=_protected(model, scope.protect, relations),
         allowed=_allowed(model, scope.only, relations),
+        units=scope.units,
     )
     return Analysis(model, shapes, coupling, cost_model(model, shapes, coupling))
+
+
+def _check_units(units: Sequence[str]) -> None:
+    wrong = [name for name in units if name not in UNITS]
+    if wrong or not units:
+        named = f"{wrong[0]!r} is no kind of unit" if wrong else "no kind of unit is named"
+        raise UsageError(f"--units: {named}", hint=f"Some of: {', '.join(UNITS)}.")
 
 
 def _protected(model: Model, patterns: Sequence[str], relations: Relations) -> list[Pin]:

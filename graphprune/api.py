@@ -15,7 +15,7 @@ from graphprune.analysis import pinned_reasons
 from graphprune.budget import SLACK, Decision
 from graphprune.cache import Cache, beside
 from graphprune.cost import count_params
-from graphprune.coupling import Mask
+from graphprune.coupling import USUAL_UNITS, Mask
 from graphprune.criteria import Scoring
 from graphprune.errors import AccuracyGateError, LatencyGateError, UsageError
 from graphprune.model import Model
@@ -220,6 +220,7 @@ def apply(
         scoring=Scoring(seed=int(given.get("seed", 0))),
         protect=tuple(given.get("protect", ())),
         only=tuple(given.get("only", ())),
+        units=tuple(given.get("units", USUAL_UNITS)),
         input_shapes=shapes,
     )
     if chosen.repair == "none":

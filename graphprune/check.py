@@ -6,14 +6,14 @@ one-operator model with its data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import parser
 
-from graphprune.coupling import Coupling, Mask, couple, describe
+from graphprune.coupling import USUAL_UNITS, Coupling, Mask, couple, describe
 from graphprune.cut import cut
 from graphprune.errors import ModelError
 from graphprune.model import Array, Model
@@ -53,6 +53,7 @@ def check_rule(
     rules: Rules = BUILTIN,
     seed: int = 0,
     open_model: Open = opened,
+    units: Sequence[str] = USUAL_UNITS,
 ) -> Checked:
     """Remove free slots in several ways and hold each result against law 3.
 
@@ -63,7 +64,7 @@ def check_rule(
     model = Pipeline(collect(installed()).prepare).run(loaded, Context(rules)).model
     shapes = infer(model, {name: array.shape for name, array in (feeds or {}).items()})
     relations = relate(model, shapes, rules, pin_interface=False)
-    coupling = couple(model, shapes, relations)
+    coupling = couple(model, shapes, relations, units=units)
     inputs = dict(feeds) if feeds is not None else random_inputs(model, shapes, seed)
     removals, worst = 0, 0.0
     low = LOW_PRECISION & {shapes.dtype[v.name] for v in (*model.inputs, *model.outputs)}
@@ -92,6 +93,7 @@ def _choices(coupling: Coupling, rng: np.random.Generator) -> Iterator[Mask]:
     axes = [axis.slots for axis in coupling.relations.slots.axes if len(axis)]
     if not axes:
         return
+    parts = [part for fold in coupling.relations.folds for part in fold.parts]
     seen = np.unique(coupling.labels[np.concatenate(axes)])
     free = np.array([c for c in seen.tolist() if c not in coupling.reason], dtype=np.int64)
     if not len(free):
@@ -102,7 +104,7 @@ def _choices(coupling: Coupling, rng: np.random.Generator) -> Iterator[Mask]:
         gone = np.zeros(len(np.unique(coupling.labels)), dtype=bool)
         for component in chosen.tolist():
             gone[component] = True
-            if any(gone[coupling.labels[slots]].all() for slots in axes):
+            if any(gone[coupling.labels[slots]].all() for slots in (*axes, *parts)):
                 gone[component] = False
         if gone.any():
             yield np.asarray(~gone[coupling.labels])

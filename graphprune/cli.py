@@ -66,6 +66,15 @@ scope_options = _options(
         "--protect", multiple=True, metavar="PATTERN", help="Keep nodes or tensors whole."
     ),
     click.option("--only", multiple=True, metavar="PATTERN", help="Prune nothing but these."),
+    click.option(
+        "--units",
+        default="channels,heads",
+        show_default=True,
+        metavar="KIND,…",
+        help="What may leave. heads: whole attention heads (of grouped queries a KV head with its "
+        "query heads); head-dims: the same positions of every head, wherever whole heads do not "
+        "leave; channels: all else.",
+    ),
     click.option("--input-shape", multiple=True, type=Shape(), help="Sizes for symbolic inputs."),
 )
 run_options = _options(
@@ -404,7 +413,17 @@ def _default_output(model: Path) -> Path:
 def _scope(given: dict[str, Any]) -> Any:
     from graphprune.analysis import Scope
 
-    return Scope(tuple(given["protect"]), tuple(given["only"]), dict(given["input_shape"]))
+    return Scope(
+        tuple(given["protect"]),
+        tuple(given["only"]),
+        dict(given["input_shape"]),
+        _listed(given["units"]),
+    )
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """Names separated by commas."""
+    return tuple(filter(None, map(str.strip, text.split(","))))
 
 
 def _check_options(given: dict[str, Any]) -> Options:
@@ -448,6 +467,7 @@ def _prune_options(given: dict[str, Any]) -> Options:
         scoring=Scoring(given["reduce_"], given["aggregate"], given["normalise"], given["seed"]),
         protect=tuple(given["protect"]),
         only=tuple(given["only"]),
+        units=_listed(given["units"]),
         input_shapes=dict(given["input_shape"]),
     )
 

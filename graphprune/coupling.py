@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -14,11 +14,13 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 from graphprune.model import Model, label
-from graphprune.relations import Pin, Relations
+from graphprune.relations import Fold, Pin, Relations
 from graphprune.shapes import Shapes
 from graphprune.slots import Axis, SlotArray
 
 FLOAT_TYPES = {1, 10, 11, 16}  # float32, float16, float64, bfloat16
+UNITS = ("channels", "heads", "head-dims")  # what may leave; the user chooses among them
+USUAL_UNITS = ("channels", "heads")
 Signature = tuple[tuple[str, int], ...]
 Mask = NDArray[np.bool_]
 
@@ -136,23 +138,34 @@ def couple(
     *,
     held: Sequence[Pin] = (),
     allowed: Sequence[SlotArray] | None = None,
+    units: Collection[str] = USUAL_UNITS,
 ) -> Coupling:
     """Merge the ties into components, settle the folds, and collect units and groups.
 
     ``held`` are further pins; with ``allowed`` only components that touch one of its slots may
-    leave. Slots whose removal would shift statistics are pinned.
+    leave. Slots whose removal would shift statistics are pinned. ``units`` are those of ``UNITS``
+    that may leave: whole heads; the same positions of every head, where whole heads do not leave;
+    all other channels.
     """
     parameters = parameter_axes(model, shapes, relations)
     pins = [*held, *relations.pins, *relations.shifts]
     ties = [(tie.a, tie.b) for tie in relations.ties]
     labels, pinned = _merge(ties, pins, relations.total)
-    more_ties, more_pins = _settle_folds(relations, labels, pinned)
+    heads = _heads(relations, labels)
+    not_chosen = _not_among(units, heads)
+    for pin in not_chosen:
+        pinned[labels[pin.slots]] = True
+    pins += not_chosen
+    more_ties, more_pins = _settle_folds(relations, labels, pinned, heads, pins)
     pins += more_pins
     labels, pinned = _merge(ties + more_ties, pins, relations.total)
-    if allowed is not None:
+    chosen = [(allowed, "not in --only")] if allowed is not None else []
+    if "channels" not in units:
+        chosen.append((heads.slots, "channels are not among the --units"))
+    for inside, why in chosen:
         outside = np.ones(len(pinned), dtype=bool)
-        outside[labels[np.concatenate([*allowed, np.empty(0, np.int64)])]] = False
-        pins.append(Pin(np.flatnonzero(outside[labels]), "not in --only", -1))
+        outside[labels[np.concatenate([*inside, np.empty(0, np.int64)])]] = False
+        pins.append(Pin(np.flatnonzero(outside[labels]), why, -1))
         pinned |= outside
     role = np.zeros(relations.total, dtype=np.int8)
     for slots, value in relations.roles:
@@ -210,17 +223,64 @@ def _merge(
     return labels, pinned
 
 
+@dataclass(frozen=True)
+class _Heads:
+    """Which components count heads, which are what heads are made of, and where all of it stands.
+
+    Heads are made of others where queries are grouped: of KV heads, and of the query heads in each.
+    """
+
+    counted: frozenset[int]
+    within: frozenset[int]
+    whole: tuple[SlotArray, ...]  # axes of heads
+    dims: tuple[SlotArray, ...]  # what is folded with them: the positions in a head
+
+    @property
+    def slots(self) -> tuple[SlotArray, ...]:
+        return self.whole + self.dims
+
+
+def _heads(relations: Relations, labels: NDArray[np.int32]) -> _Heads:
+    counted = frozenset(int(c) for slots in relations.heads for c in labels[slots])
+    within = _made_of(relations, labels, counted)
+    either = counted | within
+    whole, dims = list(relations.heads), []
+    for fold in relations.folds:
+        is_head = [not either.isdisjoint(labels[part].tolist()) for part in fold.parts]
+        whole += [part for part, head in zip(fold.parts, is_head, strict=True) if head]
+        if any(is_head):
+            dims += [part for part, head in zip(fold.parts, is_head, strict=True) if not head]
+    return _Heads(counted, within, tuple(whole), tuple(dims))
+
+
+def _not_among(units: Collection[str], heads: _Heads) -> list[Pin]:
+    """Pins on what the user did not choose."""
+    pins = []
+    if "heads" not in units:
+        pins += [Pin(slots, "whole heads are not among the --units", -1) for slots in heads.whole]
+    if "head-dims" not in units:
+        pins += [
+            Pin(slots, "positions in heads are not among the --units", -1) for slots in heads.dims
+        ]
+    return pins
+
+
 def _settle_folds(
-    relations: Relations, labels: NDArray[np.int32], pinned: Mask
+    relations: Relations,
+    labels: NDArray[np.int32],
+    pinned: Mask,
+    heads: _Heads,
+    held: Sequence[Pin],
 ) -> tuple[list[tuple[SlotArray, SlotArray]], list[Pin]]:
     """Choose for every fold the part that carries removals; its other parts must stay whole.
 
     Parts tied to each other across folds decide together (a channel shuffle splits and merges the
-    same two axes). Heads come first, then the part with most free slots, then the outermost.
+    same two axes). Heads come first, then what heads are made of; among them what stands in most
+    folds (of grouped queries KV heads, not the query heads in a group). Then comes the part with
+    most free slots, then the outermost.
     """
     places: dict[int, list[tuple[int, int]]] = {}  # class of a part → (fold, part) where it stands
-    rank: dict[int, tuple[int, int, int]] = {}
-    heads = {int(c) for slots in relations.heads for c in labels[slots]}
+    found: dict[int, tuple[int, int, int]] = {}  # class of a part → head, made of heads, free
     classes = _part_classes(relations, labels)
     for f, fold in enumerate(relations.folds):
         for p, part in enumerate(fold.parts):
@@ -228,14 +288,26 @@ def _settle_folds(
             if free == 0:
                 continue
             kind = classes[f][p]
-            is_head = int(bool(heads.intersection(labels[part].tolist())))
+            components = labels[part].tolist()
+            is_head = int(not heads.counted.isdisjoint(components))
+            in_head = int(not heads.within.isdisjoint(components))
             places.setdefault(kind, []).append((f, p))
-            rank.setdefault(kind, (-is_head, -free, len(rank)))
+            found.setdefault(kind, (is_head, in_head, free))
+
+    def rank(kind: int) -> tuple[int, int, int, int]:
+        is_head, in_head, free = found[kind]
+        reach = len(places[kind]) if is_head or in_head else 0
+        return -is_head, -in_head, -reach, -free
+
     carrier: dict[int, int] = {}
-    for kind in sorted(places, key=lambda k: rank[k]):
+    for kind in sorted(places, key=rank):
         folds = [f for f, _ in places[kind]]
         if len(set(folds)) == len(folds) and not any(f in carrier for f in folds):
             carrier.update(places[kind])
+    first_pin: dict[int, Pin] = {}
+    for pin in held if relations.folds else ():
+        for component in np.unique(labels[pin.slots]).tolist():
+            first_pin.setdefault(component, pin)
     ties: list[tuple[SlotArray, SlotArray]] = []
     pins: list[Pin] = []
     for f, fold in enumerate(relations.folds):
@@ -245,13 +317,42 @@ def _settle_folds(
             if p != chosen:
                 pins.append(Pin(part, "a Reshape keeps this factor whole", fold.node))
         if chosen is None:
-            pins.append(Pin(fold.whole, "a Reshape mixes axes that must stay", fold.node))
+            because = _what_holds(fold, labels, pinned, first_pin)
+            reason = f"it is made of axes that must stay{because}"
+            pins.append(Pin(fold.whole, reason, fold.node))
             continue
         shape = [1] * len(lengths)
         shape[chosen] = lengths[chosen]
         spread = np.broadcast_to(fold.parts[chosen].reshape(shape), lengths).reshape(-1)
         ties.append((fold.whole, spread))
     return ties, pins
+
+
+def _made_of(
+    relations: Relations, labels: NDArray[np.int32], heads: frozenset[int]
+) -> frozenset[int]:
+    """Components of the parts that axes of heads are folded from, and of their parts in turn."""
+    inside: dict[int, list[int]] = {}  # component → folds whose whole it belongs to
+    for f, fold in enumerate(relations.folds):
+        for component in np.unique(labels[fold.whole]).tolist():
+            inside.setdefault(component, []).append(f)
+    found: set[int] = set()
+    waiting = sorted(heads & inside.keys())
+    while waiting:
+        for f in inside.pop(waiting.pop(), ()):
+            parts = np.unique(np.concatenate([labels[part] for part in relations.folds[f].parts]))
+            found.update(parts.tolist())
+            waiting += [component for component in parts.tolist() if component in inside]
+    return frozenset(found)
+
+
+def _what_holds(
+    fold: Fold, labels: NDArray[np.int32], pinned: Mask, first_pin: dict[int, Pin]
+) -> str:
+    """Why the parts of a fold are pinned: the reasons of each part's first pinned slot."""
+    stuck = [part[pinned[labels[part]]] for part in fold.parts]
+    found = [first_pin[int(labels[slots[0]])].reason for slots in stuck if len(slots)]
+    return f" ({', '.join(dict.fromkeys(found))})" if found else ""
 
 
 def _part_classes(relations: Relations, labels: NDArray[np.int32]) -> list[list[int]]:

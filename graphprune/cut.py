@@ -13,7 +13,7 @@ from onnx import helper
 from graphprune.coupling import Coupling, Mask
 from graphprune.model import Array, Model, label, set_initializer
 from graphprune.pipeline import Change
-from graphprune.relations import Count
+from graphprune.relations import Count, Default
 from graphprune.shapes import Shapes
 
 PASS = "remove_channels"
@@ -87,6 +87,9 @@ def cut(
     for (node, where), counts in grouped.items():
         if node in touched or any(not alive[c.slots].all() for c in counts):
             _write_counts(edit, node, where, counts)
+    for default in relations.defaults:
+        if not alive[default.slots].all():
+            _spell_out(edit, default)
     for renumber in relations.renumbers:
         if not alive[renumber.slots].all():
             _renumber(edit, renumber.node, renumber.input, renumber.slots, coupling)
@@ -156,6 +159,16 @@ def _write_attribute(edit: _Edit, index: int, name: str, counts: list[Count]) ->
         node.attribute.remove(old)
     node.attribute.append(helper.make_attribute(name, new))
     edit.changes.append(Change(PASS, label(node), name, str(value), str(new), "count of survivors"))
+
+
+def _spell_out(edit: _Edit, default: Default) -> None:
+    """An attribute whose default would follow the new sizes keeps the original's value."""
+    node = edit.nodes[default.node]
+    for old in [a for a in node.attribute if a.name == default.attr]:
+        node.attribute.remove(old)
+    node.attribute.append(helper.make_attribute(default.attr, default.value))
+    text = f"{default.value:g}"
+    edit.changes.append(Change(PASS, label(node), default.attr, "default", text, "kept as it was"))
 
 
 def _write_input(edit: _Edit, index: int, position: int, counts: list[Count]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from graphprune.analysis import Scope
+from graphprune.coupling import USUAL_UNITS
 from graphprune.criteria import Scoring
 from graphprune.errors import UsageError
 from graphprune.plugins import Registry
@@ -43,6 +44,7 @@ class Options:
     min_channels: int | None = None
     protect: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    units: tuple[str, ...] = USUAL_UNITS
     input_shapes: Mapping[str, Shape] | None = None
     allow_miss: bool = False
     verify: bool = True
@@ -129,4 +131,4 @@ class Options:
 
     @property
     def scope(self) -> Scope:
-        return Scope(self.protect, self.only, self.input_shapes)
+        return Scope(self.protect, self.only, self.input_shapes, self.units)

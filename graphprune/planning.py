@@ -123,6 +123,7 @@ def written(
         "min_channels": decision.grid.minimum,
         "protect": list(options.protect),
         "only": list(options.only),
+        "units": list(options.units),
         "input_shapes": {k: list(v) for k, v in (options.input_shapes or {}).items()},
         "repair": options.repair_name,
         "calibration": None,

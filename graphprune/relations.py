@@ -56,6 +56,16 @@ class Count:
 
 
 @dataclass(frozen=True)
+class Default:
+    """An attribute left out stands for ``value``, which it must still mean once ``slots`` leave."""
+
+    node: int
+    attr: str
+    value: float
+    slots: SlotArray
+
+
+@dataclass(frozen=True)
 class Renumber:
     """Input ``input`` of the node holds positions among ``slots``: they move when slots leave."""
 
@@ -100,6 +110,7 @@ class Relations:
     ties: list[Tie] = field(default_factory=list)
     folds: list[Fold] = field(default_factory=list)
     counts: list[Count] = field(default_factory=list)
+    defaults: list[Default] = field(default_factory=list)
     renumbers: list[Renumber] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     shifts: list[Pin] = field(default_factory=list)

@@ -19,6 +19,12 @@ from graphprune.shapes import Shapes
 from graphprune.storage import save
 
 Feeds = Mapping[str, Array]
+# Operators of com.microsoft that look rows up: input of indices → input that is the table.
+LOOK_UPS = {
+    "EmbedLayerNormalization": {0: 2, 1: 4, 8: 3},
+    "GatherBlockQuantized": {1: 0},
+    "RotaryEmbedding": {1: 2},
+}
 # Operators that hand an index on unchanged to the Gather whose table bounds it.
 INDEX_KEEPERS = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Clip"}
 
@@ -135,6 +141,10 @@ def index_bounds(model: Model, shapes: Shapes, name: str) -> list[int]:
                 axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
                 if table:
                     bounds.append(table[axis])
+            elif node.domain == "com.microsoft" and position in LOOK_UPS.get(node.op_type, {}):
+                table = shapes.shape.get(node.input[LOOK_UPS[node.op_type][position]])
+                if table:
+                    bounds.append(table[0])
             elif node.op_type in INDEX_KEEPERS and position == 0:
                 new = [output for output in node.output if output not in seen]
                 seen.update(new)

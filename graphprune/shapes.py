@@ -14,6 +14,7 @@ import onnx
 from onnx import defs, helper, numpy_helper, shape_inference
 
 from graphprune.errors import ModelError, UsageError
+from graphprune.foreign import infer_alone
 from graphprune.model import RANDOM_OPS, Array, Model, bodies
 
 Shape = tuple[int, ...]
@@ -193,8 +194,10 @@ def _infer_node(
     value: Mapping[str, Array],
 ) -> Mapping[str, onnx.TypeProto]:
     schema = _schema(node, model.opsets)
-    if schema is None or bodies(node):
+    if bodies(node):
         return {}
+    if schema is None:
+        return _infer_foreign(node, model, types, value)
     present = {name for name in node.input if name}
     try:
         found = shape_inference.infer_node_outputs(
@@ -215,6 +218,19 @@ def _infer_node(
     if node.op_type in SAME_AS_FIRST and _shape(found.get(node.output[0])) is None:
         return {**found, node.output[0]: types[node.input[0]]}
     return dict(found)
+
+
+def _infer_foreign(
+    node: onnx.NodeProto,
+    model: Model,
+    types: Mapping[str, onnx.TypeProto],
+    value: Mapping[str, Array],
+) -> Mapping[str, onnx.TypeProto]:
+    """An operator that ONNX does not know (com.microsoft and the like): ask ONNX Runtime."""
+    if any(_shape(types[name]) is None for name in node.input if name):
+        return {}
+    opsets = model.skeleton.opset_import
+    return infer_alone(node, types, value, opsets, model.skeleton.ir_version)
 
 
 def _fold(

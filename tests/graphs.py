@@ -56,8 +56,9 @@ class Builder:
             for side in (inputs, outputs)
         ]
         graph = helper.make_graph(self.nodes, "g", *ends, self.initializers)
-        opset = helper.make_opsetid("", self.opset)
-        model = helper.make_model(graph, opset_imports=[opset], ir_version=ir_version)
+        domains = sorted({"", *(node.domain for node in self.nodes)})
+        opsets = [helper.make_opsetid(name, 1 if name else self.opset) for name in domains]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
         onnx.checker.check_model(model, full_check=True)
         return model
 

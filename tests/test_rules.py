@@ -91,8 +91,14 @@ MODELS = {
                   "a = Constant<value = int64[1] {1}>() y = Unsqueeze(x, a)"),
     "Expand": (13, "float[3,1,4] x", "float[3,5,4] y",
                "s = Constant<value = int64[3] {3, 5, 4}>() y = Expand(x, s)"),
+    "Slice strided": (13, "float[2,12] x", "float[2,4] y",
+        "s = Constant<value = int64[1] {1}>() e = Constant<value = int64[1] {12}>() "
+        "a = Constant<value = int64[1] {1}>() p = Constant<value = int64[1] {3}>() "
+        "y = Slice(x, s, e, a, p)"),
     "Tile": (13, "float[2,4] x", "float[2,8] y",
              "r = Constant<value = int64[2] {1, 2}>() y = Tile(x, r)"),
+    "Tile of one": (13, "float[2,1] x", "float[2,8] y",
+             "r = Constant<value = int64[2] {1, 8}>() y = Tile(x, r)"),
     "Pad": (13, "float[2,4] x", "float[2,9] y",
             "p = Constant<value = int64[4] {0, 2, 0, 3}>() y = Pad(x, p)"),
     "Pad 10": (10, "float[2,4] x", "float[2,7] y", "y = Pad<pads=[0,1,0,2]>(x)"),
@@ -136,9 +142,9 @@ def test_law_holds(name: str) -> None:
 
 
 PINNED = {
-    "strided slice": (13, "float[8] x", "float[4] y",
+    "strided slice": (13, "float[8] x", "float[3] y",
         "s = Constant<value = int64[1] {0}>() e = Constant<value = int64[1] {8}>() "
-        "a = Constant<value = int64[1] {0}>() p = Constant<value = int64[1] {2}>() "
+        "a = Constant<value = int64[1] {0}>() p = Constant<value = int64[1] {3}>() "
         "y = Slice(x, s, e, a, p)"),
     "indices of a pool": (12, "float[1,6,4,4] x", "float[1,6,2,2] y, int64[1,6,2,2] i",
         "y, i = MaxPool<kernel_shape=[2,2], strides=[2,2]>(x)"),

@@ -1,6 +1,6 @@
 """Hold every rule against ONNX's one-operator models and write the table of operators.
 
-python tools/conformance_table.py --out docs/operators.md
+python -m tools.conformance_table --out docs/operators.md
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from pathlib import Path
 
 from onnx.backend.test.loader import load_model_tests
 
-from graphprune.conformance import CaseResult, run_case
+from graphprune.conformance import CaseResult, run_case, run_text
 from graphprune.rules import BUILTIN
+from tools.contrib_cases import CASES, model
 
 HEAD = """# Operators
 
-Made by `python tools/conformance_table.py --out docs/operators.md`: every rule against all
-one-operator models of `onnx.backend.test` (kind `node`) with the law
+Made by `python -m tools.conformance_table --out docs/operators.md`: every rule against all
+one-operator models of `onnx.backend.test` (kind `node`) and those of `tools/contrib_cases.py`, for
+the operators that only ONNX Runtime has (`com.microsoft`), with the law
 `f(slice(x)) == slice(f(zero(x)))`, in ONNX Runtime, or in ONNX's reference evaluator where ONNX
 Runtime lacks the operator. `passed`: slots were removed and the law held. `pinned`: nothing may
 leave, for the reason given (often because the case's axes are of size 1 or all spatial; such
@@ -32,7 +34,7 @@ def rows(results: list[CaseResult]) -> list[tuple[str, ...]]:
     by_operator: dict[str, list[CaseResult]] = defaultdict(list)
     for result in results:
         by_operator[result.operator].append(result)
-    ruled = {name for _, name in BUILTIN}
+    ruled = {f"{domain}.{name}" if domain else name for domain, name in BUILTIN}
     table = []
     for operator in sorted(by_operator, key=lambda name: (name not in ruled, name)):
         mine = by_operator[operator]
@@ -50,6 +52,7 @@ def main() -> int:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     results = [run_case(case) for case in load_model_tests(kind="node")]
+    results += [run_text(name, model(*case)) for name, case in CASES.items()]
     states = Counter(result.state for result in results)
     total = ", ".join(f"{states[state]} {state}" for state in ("passed", "pinned", "failed"))
     lines = ["| operator | rule | passed | pinned | failed | why pinned (most often) |"]

@@ -10,6 +10,7 @@ from graphprune.model import Model, captured, label
 from graphprune.relations import Pin, Relations
 from graphprune.rules import (
     attention,
+    contrib,
     elementwise,
     linear,
     movement,
@@ -32,6 +33,7 @@ BUILTIN: Rules = {
     **movement.table,
     **pooling.table,
     **attention.table,
+    **contrib.table,
     **recurrent.table,
 }
 

@@ -76,20 +76,27 @@ def gemm(op: Op) -> None:
 @table.rule("MatMul")
 def matmul(op: Op) -> None:
     """numpy's matmul: leading axes are a batch, vectors gain an axis that is dropped again."""
+    product(op)
+
+
+def product(op: Op, swap_a: bool = False, swap_b: bool = False) -> None:
+    """A matrix product, the last two axes of ``a`` or ``b`` exchanged first where that is said."""
     a, b, y = op.input(0), op.input(1), op.output()
     batch = y.rank - (a.rank > 1) - (b.rank > 1)
+    inner_a, outer_a = (a.rank - 2, a.rank - 1) if swap_a else (a.rank - 1, a.rank - 2)
+    inner_b, outer_b = (b.rank - 1, b.rank - 2) if swap_b else (max(0, b.rank - 2), b.rank - 1)
     if a.rank > 1:
-        op.produce(a[a.rank - 2], y[batch])
+        op.produce(a[outer_a], y[batch])
     if b.rank > 1:
-        op.produce(b[b.rank - 1], y[y.rank - 1])
-    op.consume(a[a.rank - 1], 1, max(0, b.rank - 2))
+        op.produce(b[outer_b], y[y.rank - 1])
+    op.consume(a[inner_a], 1, inner_b)
     for x in (a, b):
         for axis, target in zip(x.axes[:-2][::-1], y.axes[:batch][::-1], strict=False):
             op.tie(axis, target) if len(axis) == len(target) else op.free(axis)
     if not any(op.constant[:2]):
         for axis in y.axes[:batch]:
             op.heads(axis)
-    op.macs(*y, a[a.rank - 1])
+    op.macs(*y, a[inner_a])
 
 
 @table.rule("Einsum")

@@ -142,11 +142,22 @@ def slice_(op: Op) -> None:
             _count_bounds(op, i, x[axis], starts[i], ends[i])
             continue
         if steps[i] != 1:
-            op.pin(x[axis], "a stride along the axis")
+            _strided(op, i, x[axis], y[axis], range(starts[i], ends[i], steps[i]))
             continue
         op.tie(x[axis].slots[taken.start : taken.stop], y[axis])
         op.free(x[axis])
         _count_bounds(op, i, x[axis], starts[i], ends[i])
+
+
+def _strided(op: Op, i: int, x: Axis, y: Axis, taken: range) -> None:
+    """Every n-th slot of the whole axis: its runs of n slots leave together, others not."""
+    every = taken.step
+    if not 0 <= taken.start < every or len(x) % every or taken.stop < len(x):
+        return op.pin(x, "a stride along the axis")
+    run = op.virtual(every)
+    op.pin(run, "a stride takes one of each run of slots")
+    op.fold(x, [y, run])
+    _count_bounds(op, i, x, 0, taken.stop)
 
 
 def _bounds(start: int, end: int, step: int, size: int) -> tuple[int, int | None, int]:
@@ -208,10 +219,16 @@ def expand(op: Op) -> None:
 
 @table.rule("Tile")
 def tile(op: Op) -> None:
-    """The input repeated along each axis."""
+    """The input repeated along each axis; what repeats a single slot are counts."""
     x, y = op.input(0), op.output()
-    for a, b in zip(x, y, strict=True):
-        op.tie(np.tile(a.slots, len(b) // len(a)), b)
+    if op.version < 6 or op.value(1) is None:
+        raise RefusedError("repeats that are not known as one list")
+    for i, (a, b) in enumerate(zip(x, y, strict=True)):
+        if len(a) == 1 < len(b):
+            op.free(a, b)
+            op.count_input(1, i, b)
+        else:
+            op.tie(np.tile(a.slots, len(b) // len(a)), b)
 
 
 @table.rule("Pad")

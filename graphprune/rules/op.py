@@ -15,6 +15,7 @@ from graphprune.model import Array
 from graphprune.relations import (
     Contraction,
     Count,
+    Default,
     Fold,
     Macs,
     Pin,
@@ -178,6 +179,10 @@ class Op:
         self.tie(w, y)
         self.relations.roles.append((w.slots, Role.PRODUCER))
 
+    def plays(self, slots: Slotted, role: Role) -> None:
+        """These slots of a parameter take part in their groups as ``role``."""
+        self.relations.roles.append((_flat(slots), role))
+
     def scale(self, index: int, x: Axis, role: Role = Role.SCALE) -> None:
         """Vector input ``index`` scales ``x`` (a normalisation's scale or its stored variance)."""
         if self.has(index):
@@ -209,6 +214,10 @@ class Op:
         self.relations.counts.append(
             Count(self.index, _flat(slots), input=index, element=element, negative=negative)
         )
+
+    def default(self, attr: str, value: float, slots: Slotted) -> None:
+        """Attribute ``attr`` is left out and means ``value``, which depends on these slots."""
+        self.relations.defaults.append(Default(self.index, attr, value, _flat(slots)))
 
     def renumber(self, index: int, slots: Slotted) -> None:
         """Input ``index`` holds positions along these slots."""

@@ -1,0 +1,148 @@
+"""Fused operators of ONNX Runtime (domain com.microsoft) other than attention.
+
+Inputs and attributes as in ONNX Runtime's docs/ContribOperators.md.
+"""
+
+from __future__ import annotations
+
+from graphprune.relations import Role
+from graphprune.rules import elementwise, linear, normalisation
+from graphprune.rules.op import Op, RefusedError, Table
+
+MICROSOFT = "com.microsoft"
+
+table = Table()
+
+for name in ("Gelu", "QuickGelu"):
+    table[MICROSOFT, name] = elementwise.unary
+for name in ("BiasGelu", "FastGelu"):  # FastGelu's bias may be absent
+    table[MICROSOFT, name] = elementwise.broadcast
+# ONNX Runtime registers it in the domain of ONNX; fused models also name com.microsoft.
+for domain in ("", MICROSOFT):
+    table[domain, "SimplifiedLayerNormalization"] = normalisation.layer_normalization
+
+
+@table.rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MICROSOFT)
+def skip_normalization(op: Op) -> None:
+    """``x + skip + bias`` is normalised over its last axis; the sum is the fourth output.
+
+    ``skip`` may lack the batch or have a batch of 1.
+    """
+    x = op.input(0)
+    op.same(x, op.output())
+    for parameter in op.x[1:]:
+        if parameter is not None:
+            op.broadcast(parameter, x)
+    _statistics(op, x.rank - 1)
+    if len(op.y) > 3 and op.y[3] is not None:
+        op.same(x, op.output(3))
+    op.shift(x[x.rank - 1])
+
+
+def _statistics(op: Op, axis: int) -> None:
+    """Outputs 1 and 2 hold a mean and an inverse deviation for each row."""
+    for statistic in op.y[1:3]:
+        if statistic is not None:
+            op.same(op.input(0), statistic, but=[axis])
+            op.free(statistic[axis])
+
+
+@table.rule("EmbedLayerNormalization", domain=MICROSOFT)
+def embed_layer_normalization(op: Op) -> None:
+    """The sum of word, position and segment rows, normalised over the width.
+
+    Batch, length and the rows of the tables are left unspoken, so they stay.
+    """
+    y = op.output()
+    for index in (2, 3, 4):
+        if op.has(index):
+            op.tie(op.input(index)[1], y[2])
+    for index in (5, 6):
+        op.tie(op.input(index)[0], y[2])
+    if len(op.y) > 2 and op.y[2] is not None:
+        op.tie(y[2], op.output(2)[2])
+    op.shift(y[2])
+
+
+@table.rule("FusedConv", domain=MICROSOFT)
+def fused_conv(op: Op) -> None:
+    """A convolution, the sum with ``z`` where it is given, and an activation."""
+    linear.conv(op)
+    if op.has(3):
+        op.tie(op.input(3)[0], op.output()[0])
+        op.tie(op.input(3)[1], op.output()[1])
+
+
+@table.rule("FusedGemm", domain=MICROSOFT)
+def fused_gemm(op: Op) -> None:
+    """Gemm and an activation, which may be one that takes statistics (Softmax)."""
+    linear.gemm(op)
+    if "softmax" in str(op.attr("activation", "")).lower():
+        op.shift(op.output()[1])
+
+
+@table.rule("FusedMatMul", "TransposeMatMul", domain=MICROSOFT)
+def fused_matmul(op: Op) -> None:
+    """``y = alpha * a' @ b'``: the last two axes of either may be exchanged first.
+
+    With transBatchA or transBatchB the first axis goes where the last but one stood.
+    """
+    if op.attr("transBatchA", 0) or op.attr("transBatchB", 0):
+        raise RefusedError("transposed batch axes")
+    a, b = op.input(0), op.input(1)
+    swapped = (bool(op.attr("transA", 0)) and a.rank > 1, bool(op.attr("transB", 0)) and b.rank > 1)
+    linear.product(op, *swapped)
+
+
+@table.rule("MatMulNBits", domain=MICROSOFT)
+def matmul_n_bits(op: Op) -> None:
+    """``b``: [N, blocks, bytes] holds ``block_size`` inputs in a block; scales one for each block.
+
+    Rows leave freely; inputs leave by whole blocks, unless zero points are packed into bytes.
+    """
+    x, b, scales, y = op.input(0), op.input(1), op.input(2), op.output()
+    bits, size = int(op.attr("bits", 4)), int(op.attr("block_size", 32))
+    rows, blocks, width = b[0], b[1], x[x.rank - 1]
+    if op.attr("weight_prepacked", 0):
+        raise RefusedError("weights packed for one processor")
+    if op.has(4):
+        raise RefusedError("inputs in another order (g_idx)")
+    for i in range(x.rank - 1):
+        op.produce(x[i], y[i])
+    op.produce(rows, y[y.rank - 1])
+    op.count_attr("N", rows)
+    op.contract(0, x.rank - 1)
+    op.count_attr("K", width)
+    inside = op.virtual(size)
+    op.pin(inside, "a block of inputs shares a scale and leaves as a whole")
+    if len(width) == len(blocks) * size:
+        op.fold(width, [blocks, inside])
+    else:
+        op.pin(width, "the last block is not full")
+        op.pin(blocks, "the last block is not full")
+    _block_parameter(op, 2)
+    if scales.rank == 2:
+        op.plays(scales[0], Role.PRODUCER)
+        op.plays(scales[1], Role.CONSUMER)
+    if op.has(3):
+        _block_parameter(op, 3, packed=8 // bits)
+    if op.has(5):
+        op.tie(op.input(5)[0], rows)
+    op.macs(*y, width)
+
+
+def _block_parameter(op: Op, index: int, packed: int = 1) -> None:
+    """One number for each row and block, as a matrix or row-major; bytes may pack several."""
+    rows, blocks = op.input(1)[0], op.input(1)[1]
+    parameter = op.input(index)
+    columns = parameter[1] if parameter.rank == 2 else None
+    per_row = int(len(parameter[0]) / len(rows)) if columns is None else len(columns)
+    bytewise = packed > 1 and per_row != len(blocks)
+    if bytewise:
+        op.pin(blocks, "zero points of several blocks share a byte")
+    inner = op.virtual(per_row) if bytewise else blocks.slots
+    if columns is None:
+        op.fold(parameter[0], [rows, inner])
+    else:
+        op.tie(parameter[0], rows)
+        op.tie(columns, inner)
