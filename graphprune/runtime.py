@@ -96,7 +96,8 @@ def _size_hint(runner: Any) -> str:
 
 
 def random_inputs(model: Model, shapes: Shapes, seed: int = 0) -> dict[str, Array]:
-    """Standard normal floats; integers below the size of the table that they index; true."""
+    """Standard normal floats; bytes of any value; integers below the size of the table that they
+    index; true."""
     rng = np.random.default_rng(seed)
     feeds: dict[str, Array] = {}
     for value in model.inputs:
@@ -104,6 +105,9 @@ def random_inputs(model: Model, shapes: Shapes, seed: int = 0) -> dict[str, Arra
         shape = shapes.inputs[value.name]
         if dtype.kind == "f":
             feeds[value.name] = rng.standard_normal(shape).astype(dtype)
+        elif dtype.kind in "iu" and dtype.itemsize == 1:  # pictures and quantised activations
+            span = np.iinfo(dtype)
+            feeds[value.name] = rng.integers(span.min, span.max, shape, dtype, endpoint=True)
         elif dtype.kind in "iu":
             bound = _index_bound(model, shapes, value.name)
             feeds[value.name] = rng.integers(0, bound, shape).astype(dtype)

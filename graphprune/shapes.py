@@ -15,6 +15,7 @@ from onnx import defs, helper, numpy_helper, shape_inference
 
 from graphprune.errors import ModelError, UsageError
 from graphprune.model import RANDOM_OPS, Array, Model, bodies
+from graphprune.stand_ins import stand_in
 
 Shape = tuple[int, ...]
 SMALL = 4096  # elements: larger values are never carried through shape arithmetic
@@ -193,7 +194,9 @@ def _infer_node(
     value: Mapping[str, Array],
 ) -> Mapping[str, onnx.TypeProto]:
     schema = _schema(node, model.opsets)
-    if schema is None or bodies(node):
+    if schema is None:
+        return _infer_stand_in(node, model, types)
+    if bodies(node):
         return {}
     present = {name for name in node.input if name}
     try:
@@ -215,6 +218,22 @@ def _infer_node(
     if node.op_type in SAME_AS_FIRST and _shape(found.get(node.output[0])) is None:
         return {**found, node.output[0]: types[node.input[0]]}
     return dict(found)
+
+
+def _infer_stand_in(
+    node: onnx.NodeProto, model: Model, types: Mapping[str, onnx.TypeProto]
+) -> Mapping[str, onnx.TypeProto]:
+    found = stand_in(node, types, model.opsets.get("", 0))
+    if found is None:
+        return {}
+    plain, schema, floats, kind = found
+    try:
+        shapes = shape_inference.infer_node_outputs(schema, plain, floats)
+    except (shape_inference.InferenceError, RuntimeError, ValueError):
+        return {}
+    for proto in shapes.values():
+        proto.tensor_type.elem_type = kind
+    return dict(shapes)
 
 
 def _fold(

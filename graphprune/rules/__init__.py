@@ -15,6 +15,7 @@ from graphprune.rules import (
     movement,
     normalisation,
     pooling,
+    quantised,
     recurrent,
 )
 from graphprune.rules.op import Op, RefusedError, Rule, Table
@@ -33,6 +34,7 @@ BUILTIN: Rules = {
     **pooling.table,
     **attention.table,
     **recurrent.table,
+    **quantised.table,
 }
 
 

@@ -1,0 +1,51 @@
+"""How the numbers of an integer tensor read: (q - zero point) * scale, per tensor, axis, block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphprune.model import Array, Model
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Names of what dequantises a tensor; vectors run along ``axis``. Without a scale (a product
+    of integers is scaled later) the numbers are shares of their largest magnitude."""
+
+    axis: int
+    scale: str | None = None
+    zero_point: str | None = None
+    block: int = 0
+
+    def spread(self, parameter: Array, rank: int) -> Array:
+        """A scale or zero point, shaped to meet a tensor of that rank."""
+        if parameter.size == 1:
+            return parameter.reshape(())
+        if self.block:
+            return np.repeat(parameter, self.block, axis=self.axis)
+        if parameter.ndim == rank:
+            return parameter
+        shape = [1] * rank
+        shape[self.axis] = -1
+        return parameter.reshape(shape)
+
+
+def real(model: Model, name: str, how: Quantised) -> Array:
+    """The numbers that a constant integer tensor stands for, in float32."""
+    value = model.array(name).astype(np.float32)
+    if how.zero_point is not None:
+        zero = model.array(how.zero_point).astype(np.float32)
+        value = value - how.spread(zero, value.ndim)
+    if how.scale is None:
+        return value / max(float(np.abs(value).max(initial=0.0)), 1.0)
+    scale = model.array(how.scale).astype(np.float32)
+    return np.asarray(value * how.spread(scale, value.ndim), dtype=np.float32)
+
+
+def at_zero(value: Array, kept: Array, zero_point: Array | None) -> Array:
+    """``value`` with its zero point wherever ``kept`` (broadcast to it) is false."""
+    zero = np.zeros((), value.dtype) if zero_point is None else zero_point.astype(value.dtype)
+    wide = np.int32 if value.dtype.itemsize < 4 else value.dtype  # 4-bit types lack numpy's where
+    return np.where(kept, value.astype(wide), zero.astype(wide)).astype(value.dtype)
