@@ -1,4 +1,4 @@
-"""Operators on quantised tensors: a float operator's rule, on a view without scales.
+"""Operators on quantised tensors: the float operator's rule, on a view without scales.
 
 An integer tensor stands for (q - zero point) * scale, so a quantised operator relates its tensors
 as the float one does. What is new: scales and zero points along an axis leave with it, and what is
@@ -7,60 +7,50 @@ as good as absence is the zero point.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from graphprune.quantisation import Quantised
+from graphprune.readings import MICROSOFT, READINGS, Q, channels_last, reading_of
 from graphprune.rules import elementwise, linear, movement, normalisation, pooling
 from graphprune.rules.op import Op, RefusedError, Table
 from graphprune.slots import SlotTensor
 
 table = Table()
-MICROSOFT = "com.microsoft"
-LATER = 13  # the opset from which Softmax is over one axis
+FLOAT = elementwise.table | linear.table | movement.table | normalisation.table | pooling.table
+ONE_AXIS = 13  # the opset from which Softmax is over one axis
 
 
-@dataclass(frozen=True)
-class Q:
-    """Where a quantised input stands, with its scale and zero point; vectors run along ``axis``."""
-
-    data: int
-    scale: int | None = None
-    zero: int | None = None
-    axis: int = 0
-
-
-def as_float(op: Op, *shown: Q, result: Sequence[int] = ()) -> Op:
-    """The node as a float operator sees it: of its inputs only ``shown``, in that order.
-
-    ``result`` are the places of the output's scale and zero point, one number each.
-    """
-    integers: list[Quantised | None] = []
-    for q in shown:
-        present = op.has(q.data) and q.zero is not None
-        integers.append(_reading(op, q) if present else None)
-    for index in result:
-        _one_number(op, index)
-    places = tuple(q.data for q in shown)
+def as_float(op: Op) -> Op:
+    """The node as the float operator sees it that it stands for."""
+    reading = reading_of(op.node)
+    if reading is None:
+        raise RefusedError("not known as a float operator")
+    shown = reading.shown(op.node)
+    for index in reading.result:
+        if op.has(index) and any(len(axis) > 1 for axis in op.input(index)):
+            raise RefusedError("the output's scale is a vector")
+        if op.has(index):
+            op.free(*op.input(index))
     return replace(
         op,
-        x=tuple(op.x[i] if op.has(i) else None for i in places),
-        values=tuple(op.value(i) for i in places),
-        constant=tuple(op.has(i) and op.constant[i] for i in places),
-        places=places,
-        integers=tuple(integers),
+        x=tuple(op.x[q.data] if op.has(q.data) else None for q in shown),
+        values=tuple(op.value(q.data) for q in shown),
+        constant=tuple(op.has(q.data) and op.constant[q.data] for q in shown),
+        places=tuple(q.data for q in shown),
+        integers=tuple(_integers(op, q) for q in shown),
     )
 
 
-def _reading(op: Op, q: Q) -> Quantised:
-    """Tie the input's scale and zero point to it, and say how it reads."""
+def _integers(op: Op, q: Q) -> Quantised | None:
+    """Tie the input's scale and zero point to it, and say how it reads; None if it is a float."""
+    if q.zero is None or not op.has(q.data):
+        return None
     data = op.input(q.data)
     axis = q.axis % max(1, data.rank)
     for index in (q.scale, q.zero):
         if index is not None and op.has(index):
             along(op, op.input(index), data, axis)
-    scale = _name(op, q.scale)
-    how = Quantised(axis, scale, _name(op, q.zero))
+    how = Quantised(axis, _name(op, q.scale), _name(op, q.zero))
     op.quantised(q.data, how)
     return how
 
@@ -81,12 +71,44 @@ def _name(op: Op, index: int | None) -> str | None:
     return op.input(index).name if index is not None and op.has(index) else None
 
 
-def _one_number(op: Op, index: int) -> None:
-    if not op.has(index):
-        return
-    if any(len(axis) > 1 for axis in op.input(index)):
-        raise RefusedError("the output's scale is a vector")
-    op.free(*op.input(index))
+def quantised(op: Op) -> None:
+    """The float operator's rule; a bias that it has no input for is added at the end."""
+    reading = READINGS[op.node.domain, op.type]
+    FLOAT["", reading.operator](as_float(op))
+    if reading.added is not None and op.has(reading.added):
+        op.broadcast(op.input(reading.added), op.output())
+
+
+SPECIAL = {"DynamicQuantizeMatMul", "QLinearSoftmax", "QLinearAveragePool"}
+SPECIAL |= {"QLinearGlobalAveragePool"}
+for (domain, name), _ in READINGS.items():
+    if name not in SPECIAL:
+        table.rule(name, domain=domain)(quantised)
+
+
+@table.rule("DynamicQuantizeMatMul", domain=MICROSOFT)
+def dynamic_quantise_matmul(op: Op) -> None:
+    """A DynamicQuantizeLinear, then a product."""
+    quantised(op)
+    for axis in range(op.input(0).rank):
+        op.contract(0, axis)
+
+
+@table.rule("QLinearSoftmax", domain=MICROSOFT)
+def qlinear_softmax(op: Op) -> None:
+    """The attribute ``opset`` says which of Softmax's two meanings it has."""
+    quantised(replace(op, version=int(op.attr("opset", ONE_AXIS))))
+
+
+@table.rule("QLinearAveragePool", "QLinearGlobalAveragePool", domain=MICROSOFT)
+def qlinear_pool(op: Op) -> None:
+    """Channels second or, with ``channels_last``, last."""
+    if not channels_last(op.node):
+        return quantised(op)
+    x, y = op.input(0), op.output()
+    as_float(op)
+    op.tie(x[0], y[0])
+    op.tie(x[x.rank - 1], y[y.rank - 1])
 
 
 @table.rule("QuantizeLinear", "DequantizeLinear")
@@ -102,9 +124,8 @@ def quantise(op: Op) -> None:
             _blocks(op, parameter, x, axis, block)
         elif parameter is not None:
             along(op, parameter, x, axis)
-    how = Quantised(axis, _name(op, 1), _name(op, 2), block)
     if op.type == "DequantizeLinear":
-        op.quantised(0, how)
+        op.quantised(0, Quantised(axis, _name(op, 1), _name(op, 2), block))
         op.relations.dequantised[y.name] = op.index
 
 
@@ -125,94 +146,6 @@ def dynamic_quantise(op: Op) -> None:
     op.same(x, op.output())
     for axis in range(x.rank):
         op.contract(0, axis)
-    for index in (1, 2):
-        if index < len(op.y) and op.y[index] is not None:
-            op.free(*op.output(index))
-
-
-@table.rule("QLinearConv")
-def qlinear_conv(op: Op) -> None:
-    linear.conv(as_float(op, Q(0, 1, 2, 1), Q(3, 4, 5, 0), Q(8), result=(6, 7)))
-
-
-@table.rule("ConvInteger")
-def conv_integer(op: Op) -> None:
-    linear.conv(as_float(op, Q(0, None, 2, 1), Q(1, None, 3, 0)))
-
-
-@table.rule("QLinearMatMul")
-def qlinear_matmul(op: Op) -> None:
-    """Scales of ``a`` may be one for each row, those of ``b`` one for each column."""
-    linear.matmul(as_float(op, Q(0, 1, 2, -2), Q(3, 4, 5, -1), result=(6, 7)))
-
-
-@table.rule("MatMulInteger")
-def matmul_integer(op: Op) -> None:
-    linear.matmul(as_float(op, Q(0, None, 2, -2), Q(1, None, 3, -1)))
-
-
-@table.rule("MatMulIntegerToFloat", domain=MICROSOFT)
-def matmul_integer_to_float(op: Op) -> None:
-    linear.matmul(as_float(op, Q(0, 2, 4, -2), Q(1, 3, 5, -1)))
-    _bias(op, 6)
-
-
-@table.rule("DynamicQuantizeMatMul", domain=MICROSOFT)
-def dynamic_quantise_matmul(op: Op) -> None:
-    """As DynamicQuantizeLinear, then a product: no slot of ``a`` may leave but as zeros do."""
-    view = as_float(op, Q(0), Q(1, 2, 3, -1))
-    linear.matmul(view)
-    _bias(op, 4)
-    for axis in range(op.input(0).rank):
-        op.contract(0, axis)
-
-
-def _bias(op: Op, index: int) -> None:
-    if op.has(index):
-        op.broadcast(op.input(index), op.output())
-
-
-@table.rule("QGemm", domain=MICROSOFT)
-def qgemm(op: Op) -> None:
-    column = 0 if op.attr("transB", 0) else 1
-    linear.gemm(as_float(op, Q(0, 1, 2), Q(3, 4, 5, column), Q(6), result=(7, 8)))
-
-
-@table.rule("QLinearAdd", "QLinearMul", domain=MICROSOFT)
-def qlinear_broadcast(op: Op) -> None:
-    elementwise.broadcast(as_float(op, Q(0, 1, 2), Q(3, 4, 5), result=(6, 7)))
-
-
-@table.rule("QLinearWhere", domain=MICROSOFT)
-def qlinear_where(op: Op) -> None:
-    elementwise.broadcast(as_float(op, Q(0), Q(1, 2, 3), Q(4, 5, 6), result=(7, 8)))
-
-
-@table.rule("QLinearSigmoid", "QLinearLeakyRelu", domain=MICROSOFT)
-def qlinear_unary(op: Op) -> None:
-    elementwise.unary(as_float(op, Q(0, 1, 2), result=(3, 4)))
-
-
-@table.rule("QLinearSoftmax", domain=MICROSOFT)
-def qlinear_softmax(op: Op) -> None:
-    """The attribute ``opset`` says which of Softmax's two meanings it has."""
-    view = as_float(op, Q(0, 1, 2), result=(3, 4))
-    normalisation.softmax(replace(view, version=int(op.attr("opset", LATER))))
-
-
-@table.rule("QLinearAveragePool", "QLinearGlobalAveragePool", domain=MICROSOFT)
-def qlinear_pool(op: Op) -> None:
-    """Channels second or, with ``channels_last``, last."""
-    view = as_float(op, Q(0, 1, 2), result=(3, 4))
-    if not op.attr("channels_last", 0):
-        return pooling.pool(view)
-    x, y = op.input(0), op.output()
-    op.tie(x[0], y[0])
-    op.tie(x[x.rank - 1], y[y.rank - 1])
-
-
-@table.rule("QLinearConcat", domain=MICROSOFT)
-def qlinear_concat(op: Op) -> None:
-    """Scale and zero point of the output first, then (tensor, scale, zero point) for each piece."""
-    pieces = [Q(i, i + 1, i + 2) for i in range(2, len(op.x), 3)]
-    movement.concat(as_float(op, *pieces, result=(0, 1)))
+    for y in op.y[1:]:
+        if y is not None:
+            op.free(*y)
