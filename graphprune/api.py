@@ -30,7 +30,7 @@ from graphprune.search import best_weights, smallest_within
 from graphprune.storage import load, source_bytes
 from graphprune.study import Progress, Study, repaired, study
 from graphprune.targets import choose
-from graphprune.validate import Verdict, measure, scorer_of, verify
+from graphprune.validate import Proof, Verdict, measure, scorer_of, verify
 
 __all__ = ["analyse", "apply", "plan", "prepare", "prune", "registry"]
 
@@ -128,7 +128,7 @@ class _Made:
     model: Model
     changes: tuple[Change, ...]
     repairs: tuple[Repaired, ...]
-    error: float | None
+    proof: Proof | None
 
 
 def _made(
@@ -176,10 +176,10 @@ def _carried_out(
     passes = prepared.registry.passes
     remove, share = passes["remove_channels"](plan), passes["share_vectors"]()
     done = clock("cut", lambda _: _run(prepared, remove, prepared.analysis.model))
-    error = None
+    proof = None
     if options.verify:  # law 3 holds for the cut itself, so before any weight is repaired
         seed = options.scoring.seed
-        error = clock(
+        proof = clock(
             "verify", lambda _: verify(prepared.analysis, done.model, decision.removed, seed)
         )
     model = done.model
@@ -193,7 +193,7 @@ def _carried_out(
         )
     shared = _run(prepared, share, model)
     changes = (*done.changes, *shared.changes)
-    return _Made(plan, decision, shared.model, changes, repairs, error)
+    return _Made(plan, decision, shared.model, changes, repairs, proof)
 
 
 def apply(
@@ -268,8 +268,9 @@ def _judge(studied: Study, made: _Made, options: Options, clock: Clock) -> Resul
     verdict = Verdict()
     if options.measure or options.eval_data is not None:
         verdict = clock("measure", lambda _: _measure(prepared, made.model, options))
-    passed = None if made.error is None else True
-    verdict = replace(verdict, relative_error=made.error, passed=passed)
+    if made.proof is not None:
+        error, rounding = made.proof.error, made.proof.rounding
+        verdict = replace(verdict, relative_error=error, passed=True, rounding=rounding)
     _gates(verdict, options)
     before, after = _summaries(prepared, made, verdict)
     return Result(

@@ -21,7 +21,7 @@ UNSIGNED = SCALES + "".join(
     for name, value in (("xz", 120), ("wz", 131), ("yz", 118))
 )
 ROWS = "xs = Constant<value = float {0.02}>() ys = Constant<value = float {0.05}>() "
-ROWS += 'ws = Constant<value = float[4] {0.01, 0.02, 0.015, 0.03}>() '
+ROWS += "ws = Constant<value = float[4] {0.01, 0.02, 0.015, 0.03}>() "
 ROWS += "xz = Constant<value = uint8 {120}>() yz = Constant<value = uint8 {118}>() "
 ROWS += "wz = Constant<value = int8[4] {0, 0, 0, 0}>() "
 
