@@ -16,12 +16,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, defs, helper, numpy_helper
 
+from graphprune.coupling import FLOAT_TYPES
 from graphprune.errors import ModelError
 from graphprune.model import Array, Model, label, set_initializer
 from graphprune.readings import Q, Reading, channels_last, reading_of
 
 ROUNDS = {"QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul"}
 SMALL_TYPES = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16}
+ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Max", "Min", "Where", "Concat"}
 ONE_AXIS = 13  # the opset from which Softmax is over one axis
 
 
@@ -62,6 +64,7 @@ class _Walk:
         self.nodes: list[onnx.NodeProto] = []
         self.tensors: dict[str, onnx.TensorProto] = {}
         self.coded: set[str] = set()
+        self.cast: set[str] = set()  # to integers, such as a bias that is quantised at run time
         self.small = {v.name for v in model.inputs if v.type.tensor_type.elem_type in SMALL_TYPES}
         self.small |= {t.name for t in model.initializers.values() if t.data_type in SMALL_TYPES}
 
@@ -123,15 +126,20 @@ class _Walk:
 
     def _other(self, node: onnx.NodeProto) -> None:
         """Any operator: what it reads beside the floats that were integers becomes floats too."""
+        to = next((a.i for a in node.attribute if a.name == "to"), 0)
         if not self.coded.intersection(node.input):
+            moved = node.op_type != "Cast" and not self.cast.isdisjoint(node.input[:1])
+            if to in {*SMALL_TYPES, TensorProto.INT32} or moved:
+                self.cast.add(node.output[0])
             return self.nodes.append(node)
         new = onnx.NodeProto()
         new.CopyFrom(node)
-        for i, name in enumerate(new.input):
-            if name in self.small:
+        for i, name in enumerate(new.input if not node.domain else ()):
+            if name in self.small or (name in self.cast and node.op_type in ARITHMETIC):
                 new.input[i] = self._float(name)
         self.nodes.append(new)
-        self.coded.update(name for name in node.output if name)
+        if to not in FLOAT_TYPES:
+            self.coded.update(name for name in node.output if name)
 
     def _number(self, node: onnx.NodeProto, q: Q, output: str = "") -> str:
         """Name of the real numbers behind an input: (q - zero point) * scale."""
