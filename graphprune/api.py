@@ -273,6 +273,7 @@ def _judge(studied: Study, made: _Made, options: Options, clock: Clock) -> Resul
         verdict = replace(verdict, relative_error=error, passed=True, rounding=rounding)
     _gates(verdict, options)
     before, after = _summaries(prepared, made, verdict)
+    unseen = prepared.quantised_notes if studied.inputs is not None else []
     return Result(
         made.model.assemble(),
         made.plan,
@@ -282,7 +283,7 @@ def _judge(studied: Study, made: _Made, options: Options, clock: Clock) -> Resul
         after,
         tuple(pinned_reasons(analysis)),
         analysis.cost.in_reach("macs"),
-        (*analysis.shapes.notes, *prepared.unknown_notes, *made.decision.notes),
+        (*analysis.shapes.notes, *prepared.notes, *unseen, *made.decision.notes),
         clock.seconds,
         None if studied.inputs is None else studied.inputs.source,
         made.repairs,

@@ -37,6 +37,29 @@ class Prepared:
             for name, nodes in sorted(self.analysis.relations.unknown.items())
         ]
 
+    @property
+    def notes(self) -> list[str]:
+        """What the report says of the model itself."""
+        sparse = [t.values.name for t in self.original.graph.sparse_initializer]
+        dense = [f"{len(sparse)} sparse initialiser(s) made dense, first {n!r}" for n in sparse[:1]]
+        return [*dense, *self.unknown_notes]
+
+    @property
+    def quantised_notes(self) -> list[str]:
+        """What the report says where calibration inputs decide: these operators they do not."""
+        relations = self.analysis.relations
+        constants = self.analysis.model.constant_names
+        whole = relations.quantised.keys() | relations.dequantised.keys()
+        nodes = {
+            contraction.node
+            for contraction in relations.contractions
+            if self.analysis.model.nodes[contraction.node].input[contraction.input]
+            in whole & constants
+        }
+        if not nodes:
+            return []
+        return [f"{len(nodes)} operators with quantised weights: ranked by them, not repaired"]
+
     def folded(self, model: Model) -> Model:
         """``model`` with BatchNormalization folded where that is exact; names stay."""
         return self.registry.passes["fold_batch_norm"]().run(model, self.context).model

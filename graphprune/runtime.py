@@ -23,8 +23,19 @@ Feeds = Mapping[str, Array]
 INDEX_KEEPERS = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Clip"}
 
 
-def session(model: Model, threads: int = 0, provider: str = "cpu", optimise: bool = True) -> Any:
-    """An ``InferenceSession``; 0 threads leaves the number to ONNX Runtime.
+# A product with weights of few bits may otherwise round its other input to 8 bits, in blocks.
+IN_FLOATS = ("session.qdq_matmulnbits_accuracy_level", "1")
+
+
+def session(
+    model: Model,
+    threads: int = 0,
+    provider: str = "cpu",
+    optimise: bool = True,
+    precise: bool = False,
+) -> Any:
+    """An ``InferenceSession``; 0 threads leaves the number to ONNX Runtime. ``precise`` ones round
+    nothing that the model does not say.
 
     Raises ``ModelError`` with ONNX Runtime's own words where it refuses the model.
     """
@@ -35,6 +46,8 @@ def session(model: Model, threads: int = 0, provider: str = "cpu", optimise: boo
     options.intra_op_num_threads = threads
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if precise:
+        options.add_session_config_entry(*IN_FLOATS)
     providers = [_provider(provider, ort.get_available_providers())]
     try:
         if model.weight_bytes <= PROTOBUF_LIMIT:
@@ -62,8 +75,8 @@ def _provider(name: str, available: Sequence[str]) -> str:
 
 
 def opened(model: Model) -> Callable[[Feeds], list[Array]]:
-    """The model as a function from inputs to outputs."""
-    runner = session(model)
+    """The model as a function from inputs to outputs, for proofs."""
+    runner = session(model, precise=True)
     return lambda feeds: run_session(runner, feeds)
 
 

@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
+import pytest
+from graphs import Builder
+from onnx import TensorProto, helper, numpy_helper, parser
+from onnxruntime import quantization
+from onnxruntime.transformers.float16 import convert_float_to_float16
+
+from graphprune import validate
+from graphprune.api import plan, prepare, prune
 from graphprune.check import check_rule
+from graphprune.cut import cut
+from graphprune.errors import VerificationError
+from graphprune.model import Model, set_initializer
+from graphprune.options import Options
+from graphprune.oracle import law_error
+from graphprune.plan import removed_units
+from graphprune.quantisation import Quantised, real
+from graphprune.result import Result
+from graphprune.rules import relate
+from graphprune.runtime import opened, random_inputs
+from graphprune.shapes import infer
+from graphprune.storage import load
+from graphprune.unrounded import rounds, unrounded
 
 OPSETS = '"": {}, "com.microsoft": 1'
 HEAD = "<ir_version: 10, opset_import: [{opsets}]> g ({inputs}) => ({outputs})"
@@ -101,8 +126,6 @@ MODELS = {
         "v = com.microsoft.DequantizeLinear<axis=1>(w, ws, wz) y = MatMul(d, v)"),
     "float16": (17, "float16[1,6,5,5] x, float16[4,6,3,3] w, float16[4] b", "float16[1,4,3,3] y",
         "y = Conv(x, w, b)"),
-    "bfloat16 weights": (17, "float[3,6] x, bfloat16[6,4] w", "float[3,4] y",
-        "v = Cast<to=1>(w) y = MatMul(x, v)"),
 }  # fmt: skip
 
 
@@ -111,3 +134,284 @@ def test_law_holds(name: str) -> None:
     opset, inputs, outputs, body = MODELS[name]
     head = HEAD.format(opsets=OPSETS.format(opset), inputs=inputs, outputs=outputs)
     assert check_rule(head + " {" + body + "}").passed
+
+
+PINNED = {
+    "blocks that do not divide": (21, "float[5,7] x, int8[7,4] w, float[2,4] s", "float[5,4] y",
+        "v = DequantizeLinear<axis=0, block_size=4>(w, s) y = MatMul(x, v)", "no multiple of blocks"),
+    "a scale of the output per row": (13, "uint8[3,6] a, uint8[6,5] b, float[3] s, uint8[3] z",
+        "uint8[3,5] y", UNSIGNED + "y = QLinearMatMul(a, xs, xz, b, ws, wz, s, z)", "is a vector"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_pinned_with_a_reason(name: str) -> None:
+    opset, inputs, outputs, body, reason = PINNED[name]
+    head = HEAD.format(opsets=OPSETS.format(opset), inputs=inputs, outputs=outputs)
+    model = load(parser.parse_model(head + " {" + body + "}"))
+    pins = relate(model, infer(model), pin_interface=False).pins
+    assert any(reason in pin.reason for pin in pins)
+
+
+# --- whole networks, as ONNX Runtime's quantiser makes them ---
+
+
+def convolutional(channels: int = 16) -> onnx.ModelProto:
+    """A residual network with a concatenation and a pool."""
+    b = Builder(5)
+    x = b.add("Relu", b.conv("x", 3, channels))
+    y = b.add("Relu", b.conv(x, channels, channels))
+    x = b.add("Relu", b.add("Add", x, b.conv(y, channels, channels)))
+    x = b.add("Concat", x, b.add("Sigmoid", b.conv(x, channels, channels, 1)), axis=1)
+    x = b.add("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2])
+    x = b.add("Flatten", b.add("GlobalAveragePool", b.conv(x, 2 * channels, channels)))
+    y = b.add("Gemm", x, b.weight(5, channels), b.weight(5), transB=1)
+    return b.model({"x": [1, 3, 8, 8]}, {y: [1, 5]})
+
+
+def feed_forward(width: int = 12, inner: int = 32) -> onnx.ModelProto:
+    """Two residual blocks of a Transformer without its attention."""
+    b = Builder(7)
+    x = "x"
+    for _ in range(2):
+        scale, bias = b.weight(width), b.weight(width)
+        h = b.add("LayerNormalization", x, scale, bias)
+        h = b.add("Add", b.add("MatMul", h, b.weight(width, inner)), b.weight(inner))
+        h = b.add("Mul", h, b.add("Sigmoid", h))
+        h = b.add("Add", b.add("MatMul", h, b.weight(inner, width)), b.weight(width))
+        x = b.add("Add", x, h)
+    return b.model({"x": [1, 6, width]}, {x: [1, 6, width]})
+
+
+class Random(quantization.CalibrationDataReader):  # type: ignore[misc]
+    """Two random inputs."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        rng = np.random.default_rng(0)
+        self.left = [{"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(2)]
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return self.left.pop() if self.left else None
+
+
+NETWORKS = {
+    "convolutional": (convolutional, (1, 3, 8, 8)),
+    "feed forward": (feed_forward, (1, 6, 12)),
+}
+S8, U8 = quantization.QuantType.QInt8, quantization.QuantType.QUInt8
+WAYS = {
+    "QDQ": {"quant_format": quantization.QuantFormat.QDQ, "weight_type": S8},
+    "QDQ per channel": {
+        "quant_format": quantization.QuantFormat.QDQ, "weight_type": S8, "per_channel": True,
+    },
+    "QOperator per channel": {
+        "quant_format": quantization.QuantFormat.QOperator, "weight_type": S8, "per_channel": True,
+    },
+    "QOperator asymmetric": {
+        "quant_format": quantization.QuantFormat.QOperator, "weight_type": U8,
+        "activation_type": U8, "extra_options": {"WeightSymmetric": False},
+    },
+    "dynamic": {"weight_type": S8},
+    "dynamic asymmetric per channel": {
+        "weight_type": U8, "per_channel": True, "extra_options": {"WeightSymmetric": False},
+    },
+}  # fmt: skip
+
+
+def quantised(network: str, way: str, folder: Path) -> onnx.ModelProto:
+    make, shape = NETWORKS[network]
+    source, target = folder / "float.onnx", folder / "quantised.onnx"
+    onnx.save(make(), source)
+    if way.startswith("dynamic"):
+        quantization.quantize_dynamic(source, target, **WAYS[way])
+    else:
+        quantization.quantize_static(source, target, Random(shape), **WAYS[way])
+    return onnx.load(target)
+
+
+def by_weights(model: onnx.ModelProto, **options: Any) -> Result:
+    given = {"criterion": "l1", "repair": "none", "measure": False, "cache": False}
+    return prune(model, flops=0.5, **(given | options))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_networks_lose_half(network: str, way: str, tmp_path: Path) -> None:
+    """Half the work leaves, the proof holds with rounding or without it, and bytes follow."""
+    model = quantised(network, way, tmp_path)
+    result = by_weights(model)
+    assert result.verdict.passed
+    assert result.after.macs <= 0.5 * result.before.macs
+    assert result.after.params < 0.75 * result.before.params
+    kinds = {t.name: t.data_type for t in model.graph.initializer}
+    assert all(
+        kinds.get(t.name, t.data_type) == t.data_type for t in result.model.graph.initializer
+    )
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_proof_without_rounding(network: str, way: str, tmp_path: Path) -> None:
+    """It holds for the right cut, and sees two neighbours of one weight change places."""
+    prepared = prepare(quantised(network, way, tmp_path))
+    analysis = prepared.analysis
+    options = Options(flops=0.5, criterion="l1", repair="none", cache=False)
+    alive = analysis.coupling.alive(removed_units(plan(prepared, options)[0], analysis))
+    whole = analysis.model, analysis.shapes, analysis.coupling, alive
+    smaller, _ = cut(*whole)
+    feeds = random_inputs(analysis.model, analysis.shapes)
+
+    def error(result: Model) -> float:
+        model, shapes, coupling, kept = whole
+        return law_error(
+            model, result, shapes, coupling, kept, feeds, lambda m: opened(unrounded(m))
+        )
+
+    assert rounds(analysis.model)
+    assert error(smaller) < 1e-4
+    name = next(
+        n for n, t in smaller.initializers.items() if t.data_type in (2, 3) and len(t.dims) > 1
+    )
+    value = smaller.array(name)
+    swapped = value[[1, 0, *range(2, len(value))]]
+    weights = {**smaller.initializers, name: set_initializer(name, swapped)}
+    assert error(replace(smaller, initializers=weights)) > 1e-4
+
+
+def test_noise_that_rounding_makes_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the comparison with rounding fails, the one without decides, and the verdict says so."""
+    true = validate.law_errors
+
+    def noisy(*models: Any, must_be_finite: bool = False) -> list[float]:
+        return [0.03] if must_be_finite else true(*models)
+
+    monkeypatch.setattr(validate, "law_errors", noisy)
+    result = by_weights(quantised("convolutional", "QDQ", tmp_path))
+    assert result.verdict.rounding == 0.03
+    assert "without rounding" in str(result.verdict)
+    with pytest.raises(VerificationError):
+        by_weights(convolutional())
+
+
+def test_default_options(tmp_path: Path) -> None:
+    """Operators that only weights can judge are named; the result is verified."""
+    for way in ("QDQ per channel", "dynamic"):
+        model = quantised("convolutional", way, tmp_path)
+        result = prune(model, flops=0.5, samples=16, measure=False, cache=False)
+        assert result.verdict.passed
+        assert any("quantised weights" in note for note in result.notes)
+
+
+def test_real_numbers_decide_and_count() -> None:
+    """A unit of large integers and a small scale is small; integers of 8 bits are parameters."""
+    head = HEAD.format(
+        opsets=OPSETS.format(13),
+        inputs="float[1,3] x",
+        outputs="float[1,2] y",
+    )
+    body = "{ v = DequantizeLinear<axis=1>(w, s, z) h = MatMul(x, v) r = Relu(h) y = MatMul(r, u) }"
+    proto = parser.parse_model(head + body)
+    arrays = {
+        "w": np.array([[100, 5], [100, -5], [100, 5]], np.int8),
+        "s": np.array([0.001, 1.0], np.float32),
+        "z": np.zeros(2, np.int8),
+        "u": np.ones((2, 2), np.float32),
+    }
+    proto.graph.initializer.extend(set_initializer(name, a) for name, a in arrays.items())
+    result = by_weights(proto, min_channels=1, round_to=1)
+    assert result.before.params == 6 + 2 + 2 + 4
+    kept = {t.name: numpy_helper.to_array(t) for t in result.model.graph.initializer}
+    assert kept["w"].tolist() == [[5], [-5], [5]]
+    assert kept["s"].tolist() == [1.0]
+
+
+def test_integers_read_as_numbers() -> None:
+    """Per tensor, per axis, per block; without a scale, as shares of the largest magnitude."""
+    w = np.array([[10, 20], [30, 40]], np.uint8)
+    model = load(parser.parse_model(HEAD.format(
+        opsets=OPSETS.format(13), inputs="uint8[2,2] x", outputs="uint8[2,2] y"
+    ) + "{ y = Identity(x) }"))  # fmt: skip
+    arrays = {
+        "w": w,
+        "z": np.array([10, 20], np.uint8),
+        "s": np.array([1, 2], np.float32),
+        "b": np.array([[1.0, 3.0]], np.float32),
+    }
+    tensors = {name: set_initializer(name, array) for name, array in arrays.items()}
+    model = replace(model, initializers=tensors)
+    assert real(model, "w", Quantised(0, "s", "z")).tolist() == [[0, 10], [20, 40]]
+    assert real(model, "w", Quantised(1, "s")).tolist() == [[10, 40], [30, 80]]
+    assert real(model, "w", Quantised(0, "b", None, 2)).tolist() == [[10, 60], [30, 120]]
+    assert real(model, "w", Quantised(0, None, None)).max() == 1.0
+
+
+# --- other precisions and storages ---
+
+
+def test_half_precision() -> None:
+    """float16 throughout, with float32 outside, and by default options."""
+    for keep in (True, False):
+        model = convert_float_to_float16(convolutional(), keep_io_types=keep)
+        assert by_weights(model).verdict.passed
+    result = prune(model, flops=0.5, samples=16, measure=False, cache=False)
+    assert result.verdict.passed
+    assert {t.data_type for t in result.model.graph.initializer} <= {10, 7}
+
+
+def with_stored(model: onnx.ModelProto, kind: int) -> onnx.ModelProto:
+    """Weights of another type behind a Cast."""
+    casts = []
+    for tensor in [t for t in model.graph.initializer if len(t.dims) > 1]:
+        value = numpy_helper.to_array(tensor).astype(helper.tensor_dtype_to_np_dtype(kind))
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(value, f"{name}_stored"))
+        casts.append(helper.make_node("Cast", [tensor.name], [name], to=1))
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*casts, *nodes])
+    return model
+
+
+def test_weights_behind_a_cast() -> None:
+    """bfloat16 weights, arithmetic in float32: what is stored keeps its type."""
+    result = by_weights(with_stored(convolutional(), TensorProto.BFLOAT16))
+    assert result.verdict.passed
+    assert TensorProto.BFLOAT16 in {t.data_type for t in result.model.graph.initializer}
+
+
+def test_four_bits() -> None:
+    """int4 weights with a scale for each column are sliced and packed again."""
+    b = Builder(3, opset=21)
+    x = "x"
+    for rows, columns in ((6, 16), (16, 6)):
+        values = b.rng.integers(-8, 8, (rows, columns))
+        integers = helper.make_tensor(
+            f"w{rows}", TensorProto.INT4, values.shape, values.reshape(-1)
+        )
+        b.initializers.append(integers)
+        scale = b.constant(np.full(columns, 0.1, np.float32))
+        x = b.add("MatMul", x, b.add("DequantizeLinear", integers.name, scale, axis=1))
+    model = b.model({"x": [4, 6]}, {x: [4, 6]}, ir_version=10)
+    result = by_weights(model)
+    assert result.verdict.passed
+    assert {t.name: list(t.dims) for t in result.model.graph.initializer}["w6"] == [6, 8]
+
+
+def test_sparse_weights_become_dense() -> None:
+    """Flat positions and coordinates; the report says so."""
+    model = convolutional()
+    for number, tensor in enumerate([t for t in model.graph.initializer if len(t.dims) == 4][:2]):
+        value = numpy_helper.to_array(tensor)
+        value = np.where(np.abs(value) > np.median(np.abs(value)), value, 0)
+        places = np.flatnonzero(value)
+        if number:
+            places = np.argwhere(value)
+        values = numpy_helper.from_array(value[value != 0], tensor.name)
+        indices = numpy_helper.from_array(places.astype(np.int64), f"{tensor.name}_at")
+        sparse = helper.make_sparse_tensor(values, indices, list(tensor.dims))
+        model.graph.sparse_initializer.append(sparse)
+        model.graph.initializer.remove(tensor)
+    result = by_weights(model)
+    assert result.verdict.passed
+    assert not result.model.graph.sparse_initializer
+    assert any("sparse" in note for note in result.notes)
