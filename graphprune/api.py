@@ -273,7 +273,7 @@ def _judge(studied: Study, made: _Made, options: Options, clock: Clock) -> Resul
         verdict = replace(verdict, relative_error=error, passed=True, rounding=rounding)
     _gates(verdict, options)
     before, after = _summaries(prepared, made, verdict)
-    unseen = prepared.quantised_notes if studied.inputs is not None else []
+    unseen = prepared.quantised_notes if options.repair_name != "none" else []
     return Result(
         made.model.assemble(),
         made.plan,

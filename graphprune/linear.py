@@ -7,7 +7,7 @@ rows of a matrix, so that statistics and repairs need not know operators.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,14 +104,16 @@ class Linear:
         return plain if self.transposed else plain.T
 
 
-def linears(model: Model) -> list[Linear]:
+def linears(model: Model, computed: bool = False) -> list[Linear]:
     """Every node with constant weights of its own, in node order.
 
-    Weights that several nodes read are left out: what repairs one would break the others.
+    Weights that several nodes read are left out: what repairs one would break the others. With
+    ``computed`` also weights that nodes compute from constants (stored as integers, say): they can
+    be read, but what is written in their place is stored as it is computed.
     """
     found = []
     for i, node in enumerate(model.nodes):
-        linear = _linear(model, i, node)
+        linear = _linear(model, i, node, model.constant_names if computed else model.initializers)
         if linear is None or len(model.consumers[linear.weight]) != 1:
             continue
         if not {linear.weight, linear.bias} & model.output_names:
@@ -119,14 +121,18 @@ def linears(model: Model) -> list[Linear]:
     return found
 
 
-def _linear(model: Model, index: int, node: onnx.NodeProto) -> Linear | None:
+def _linear(
+    model: Model, index: int, node: onnx.NodeProto, usable: Container[str]
+) -> Linear | None:
     if node.domain or node.op_type not in READ or len(node.input) < 2:
         return None
-    if node.input[0] in model.constant_names or node.input[1] not in model.initializers:
+    if node.op_type in RECURRENT:
+        usable = model.initializers
+    if node.input[0] in model.constant_names or node.input[1] not in usable:
         return None
     place = 3 if node.op_type in RECURRENT else 2
     bias = node.input[place] if len(node.input) > place and node.input[place] else None
-    if bias is not None and (bias not in model.initializers or len(model.consumers[bias]) != 1):
+    if bias is not None and (bias not in usable or len(model.consumers[bias]) != 1):
         return None
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     common = Linear(index, node.op_type, node.input[0], node.input[1], bias, node.output[0], 1)
@@ -138,7 +144,7 @@ def _recurrent(model: Model, common: Linear, attributes: Attributes) -> Linear |
 
 
 def _convolution(model: Model, common: Linear, attributes: Attributes) -> Linear | None:
-    shape = tuple(model.initializers[common.weight].dims)
+    shape = _dims(model, common.weight)
     spatial = len(shape) - 2
     auto = attributes.get("auto_pad", b"NOTSET")
     pads = attributes.get("pads") or [0] * (2 * spatial)
@@ -161,13 +167,13 @@ def _convolution(model: Model, common: Linear, attributes: Attributes) -> Linear
 
 def _gemm(model: Model, common: Linear, attributes: Attributes) -> Linear | None:
     alpha, beta = (float(attributes.get(key, 1.0)) for key in ("alpha", "beta"))
-    flat = len(model.initializers[common.weight].dims) == 2
+    flat = len(_dims(model, common.weight)) == 2
     if alpha == 0 or beta == 0 or attributes.get("transA", 0) or not flat:
         return None
     transposed = bool(attributes.get("transB", 0))
-    outputs = model.initializers[common.weight].dims[0 if transposed else 1]
+    outputs = _dims(model, common.weight)[0 if transposed else 1]
     if common.bias is not None:
-        dims = model.initializers[common.bias].dims
+        dims = _dims(model, common.bias)
         if math.prod(dims) not in (1, outputs) or list(dims[-1:]) not in ([], [1], [outputs]):
             return None
         if math.prod(dims) == outputs and list(dims[-1:]) != [outputs]:
@@ -177,10 +183,16 @@ def _gemm(model: Model, common: Linear, attributes: Attributes) -> Linear | None
 
 def _product(model: Model, common: Linear, attributes: Attributes) -> Linear | None:
     """A MatMul; where its only reader adds a constant vector, that vector is its bias."""
-    shape = tuple(model.initializers[common.weight].dims)
+    shape = _dims(model, common.weight)
     if len(shape) != 2 or common.y is None:
         return None
     return _with_added_bias(model, common, common.y, shape[1])
+
+
+def _dims(model: Model, name: str) -> tuple[int, ...]:
+    if name in model.initializers:
+        return tuple(model.initializers[name].dims)
+    return tuple(model.array(name).shape)
 
 
 def _with_added_bias(model: Model, common: Linear, y: str, outputs: int) -> Linear:
@@ -304,8 +316,11 @@ def rewritten(model: Model, changed: Sequence[Change]) -> Model:
         linear = change[0]
         if linear.bias is None:
             nodes[linear.node] = _with_bias(model.nodes[linear.node], _bias_name(linear))
-    if not nodes:
+    computed = tensors.keys() & model.producer.keys()
+    if not nodes and not computed:
         return replace(model, initializers=tensors)
+    for name in computed:
+        nodes[model.producer[name]] = []
     order = [n for i, node in enumerate(model.nodes) for n in nodes.get(i, [node])]
     return model.with_graph(order, tensors.values())
 
@@ -334,7 +349,8 @@ def _bias_name(linear: Linear) -> str:
 
 def _in_place_of(model: Model, name: str, value: Array) -> onnx.TensorProto:
     tensor = set_initializer(name, value)
-    tensor.doc_string = model.initializers[name].doc_string
+    if name in model.initializers:
+        tensor.doc_string = model.initializers[name].doc_string
     return tensor
 
 

@@ -46,7 +46,7 @@ class Prepared:
 
     @property
     def quantised_notes(self) -> list[str]:
-        """What the report says where calibration inputs decide: these operators they do not."""
+        """What the report says where calibration inputs repair: these operators they do not."""
         relations = self.analysis.relations
         constants = self.analysis.model.constant_names
         whole = relations.quantised.keys() | relations.dequantised.keys()
@@ -58,7 +58,7 @@ class Prepared:
         }
         if not nodes:
             return []
-        return [f"{len(nodes)} operators with quantised weights: ranked by them, not repaired"]
+        return [f"{len(nodes)} operators with quantised weights are not repaired"]
 
     def folded(self, model: Model) -> Model:
         """``model`` with BatchNormalization folded where that is exact; names stay."""

@@ -19,9 +19,10 @@ from graphprune.api import plan, prepare, prune
 from graphprune.check import check_rule
 from graphprune.cut import cut
 from graphprune.errors import VerificationError
+from graphprune.linear import linears, rewritten
 from graphprune.model import Model, set_initializer
 from graphprune.options import Options
-from graphprune.oracle import law_error
+from graphprune.oracle import law_error, relative_error
 from graphprune.plan import removed_units
 from graphprune.quantisation import Quantised, real
 from graphprune.result import Result
@@ -343,6 +344,22 @@ def test_integers_read_as_numbers() -> None:
     assert real(model, "w", Quantised(1, "s")).tolist() == [[10, 40], [30, 80]]
     assert real(model, "w", Quantised(0, "b", None, 2)).tolist() == [[10, 60], [30, 120]]
     assert real(model, "w", Quantised(0, None, None)).max() == 1.0
+
+
+def test_quantised_weights_are_read_as_floats(tmp_path: Path) -> None:
+    """Calibration reads the weights of QDQ operators; written, they are floats of the same value."""
+    model = prepare(quantised("convolutional", "QDQ per channel", tmp_path)).analysis.model
+    assert not linears(model)
+    found = linears(model, computed=True)
+    assert [linear.kind for linear in found] == ["Conv"] * 5 + ["Gemm"]
+    outputs = [len(linear.matrix(model)[0]) for linear in found]
+    changes = [
+        (linear, linear.matrix(model), linear.offset(model, n))
+        for linear, n in zip(found, outputs, strict=True)
+    ]
+    feeds = random_inputs(model, infer(model))
+    before, after = opened(model)(feeds), opened(rewritten(model, changes))(feeds)
+    assert relative_error(before, after) < 0.05  # rounded elsewhere: no more than a few steps
 
 
 # --- other precisions and storages ---
