@@ -18,7 +18,7 @@ from graphprune import validate
 from graphprune.api import plan, prepare, prune
 from graphprune.check import check_rule
 from graphprune.cut import cut
-from graphprune.errors import VerificationError
+from graphprune.errors import ModelError, VerificationError
 from graphprune.linear import linears, rewritten
 from graphprune.model import Model, set_initializer
 from graphprune.options import Options
@@ -432,3 +432,22 @@ def test_sparse_weights_become_dense() -> None:
     assert result.verdict.passed
     assert not result.model.graph.sparse_initializer
     assert any("sparse" in note for note in result.notes)
+
+
+def test_bfloat16_throughout() -> None:
+    """ONNX Runtime has no kernels for it: an honest error, or a cut that nothing has verified."""
+    b = Builder(3, opset=22)
+    y = b.add("MatMul", b.add("Relu", b.add("MatMul", "x", b.weight(6, 16))), b.weight(16, 4))
+    model = b.model({"x": [3, 6]}, {y: [3, 4]}, ir_version=10)
+    for tensor in model.graph.initializer:
+        value = numpy_helper.to_array(tensor).astype(helper.tensor_dtype_to_np_dtype(16))
+        tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.BFLOAT16
+    with pytest.raises(ModelError, match="ONNX Runtime"):
+        by_weights(model)
+    result = by_weights(model, verify=False)
+    assert [(t.data_type, list(t.dims)) for t in result.model.graph.initializer] == [
+        (TensorProto.BFLOAT16, [6, 8]),
+        (TensorProto.BFLOAT16, [8, 4]),
+    ]
