@@ -28,6 +28,10 @@ ELEMENT_BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11:
     20: 8,
     21: 4,
     22: 4,
+    23: 4,
+    24: 8,
+    25: 2,
+    26: 2,
 }  # by TensorProto.DataType
 RANDOM_OPS = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"} | {
     "Bernoulli",

@@ -451,3 +451,16 @@ def test_bfloat16_throughout() -> None:
         (TensorProto.BFLOAT16, [6, 8]),
         (TensorProto.BFLOAT16, [8, 4]),
     ]
+
+
+def test_shared_scales_couple_nothing() -> None:
+    """Exporters store equal scales and zero points once; each weight has its own for the cut."""
+    b = Builder(3)
+    scale, zero = b.constant(np.full(8, 0.1, np.float32)), b.constant(np.zeros(8, np.int8))
+    x = "x"
+    for _ in range(2):
+        weight = b.constant(b.rng.integers(-128, 128, (8, 8)).astype(np.int8))
+        x = b.add("MatMul", x, b.add("DequantizeLinear", weight, scale, zero, axis=1))
+    result = by_weights(b.model({"x": [3, 8]}, {x: [3, 8]}))
+    assert result.verdict.passed
+    assert result.after.macs == 0.5 * result.before.macs

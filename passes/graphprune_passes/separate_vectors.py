@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from graphprune.coupling import FLOAT_TYPES
+from graphprune.cost import WEIGHT_TYPES
 from graphprune.model import Model
 from graphprune.pipeline import Change, Context, PassResult
 
@@ -19,7 +19,8 @@ COPY_MARK = "/graphprune_use_"
 
 @dataclass(frozen=True)
 class SeparateVectors:
-    """A float initialiser with one axis longer than 1 and several readers is copied per reader."""
+    """A float initialiser (or zero points) with one axis longer than 1 and several readers is
+    copied per reader."""
 
     name: str = "separate_vectors"
 
@@ -31,7 +32,7 @@ class SeparateVectors:
         for name, tensor in model.initializers.items():
             uses = model.consumers.get(name, [])
             vector = sum(size > 1 for size in tensor.dims) == 1
-            if len(uses) < 2 or not vector or tensor.data_type not in FLOAT_TYPES or name in kept:
+            if len(uses) < 2 or not vector or tensor.data_type not in WEIGHT_TYPES or name in kept:
                 continue
             if any(position == -1 for _, position in uses):
                 continue
