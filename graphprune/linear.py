@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from graphprune.model import Array, Model, set_initializer
+from graphprune.quantisation import dequantised, requantised
 
 Matrix = NDArray[np.float64]
 Attributes = Mapping[str, Any]
@@ -104,21 +105,27 @@ class Linear:
         return plain if self.transposed else plain.T
 
 
-def linears(model: Model, computed: bool = False) -> list[Linear]:
+def linears(model: Model, usable: Container[str] | None = None) -> list[Linear]:
     """Every node with constant weights of its own, in node order.
 
     Weights that several nodes read are left out: what repairs one would break the others. With
-    ``computed`` also weights that nodes compute from constants (stored as integers, say): they can
-    be read, but what is written in their place is stored as it is computed.
+    ``usable`` names also weights that nodes compute from constants: behind integers or a Cast.
     """
     found = []
     for i, node in enumerate(model.nodes):
-        linear = _linear(model, i, node, model.constant_names if computed else model.initializers)
+        linear = _linear(model, i, node, model.initializers if usable is None else usable)
         if linear is None or len(model.consumers[linear.weight]) != 1:
             continue
         if not {linear.weight, linear.bias} & model.output_names:
             found.append(linear)
     return found
+
+
+def repairable(model: Model) -> list[Linear]:
+    """Those that can be rewritten as they are stored: integers too, if they need no new bias."""
+    kept = model.initializers.keys() | dequantised(model).keys()
+    found = linears(model, kept)
+    return [k for k in found if k.weight in model.initializers or k.bias is not None]
 
 
 def _linear(
@@ -330,7 +337,7 @@ def stored(model: Model, change: Change) -> dict[str, onnx.TensorProto]:
     linear, matrix, offset = change
     old = model.array(linear.weight)
     value = linear._stored(matrix, old.shape).astype(old.dtype)
-    tensors = {linear.weight: _in_place_of(model, linear.weight, value)}
+    tensors = _in_place_of(model, linear.weight, value)
     bias = offset.reshape(-1) / linear.beta
     if linear.kind in RECURRENT:
         bias = _recurrent_bias(model, linear, bias)
@@ -340,18 +347,22 @@ def stored(model: Model, change: Change) -> dict[str, onnx.TensorProto]:
     was = model.array(linear.bias)
     shape = was.shape if was.size == bias.size else bias.shape
     kept = bias.reshape(shape).astype(was.dtype)
-    return tensors | {linear.bias: _in_place_of(model, linear.bias, kept)}
+    return tensors | _in_place_of(model, linear.bias, kept)
 
 
 def _bias_name(linear: Linear) -> str:
     return f"{linear.weight}/graphprune_bias"
 
 
-def _in_place_of(model: Model, name: str, value: Array) -> onnx.TensorProto:
+def _in_place_of(model: Model, name: str, value: Array) -> dict[str, onnx.TensorProto]:
+    """What holds a weight from now on: its initialiser, or the integers that it is read from."""
+    source = dequantised(model).get(name)
+    if source is not None:
+        return {source[0]: set_initializer(source[0], requantised(model, *source, value))}
     tensor = set_initializer(name, value)
     if name in model.initializers:
         tensor.doc_string = model.initializers[name].doc_string
-    return tensor
+    return {name: tensor}
 
 
 def _with_bias(node: onnx.NodeProto, bias: str) -> list[onnx.NodeProto]:

@@ -10,6 +10,7 @@ import onnx
 from graphprune.analysis import Analysis, Scope
 from graphprune.cache import Cache
 from graphprune.errors import UsageError
+from graphprune.linear import repairable
 from graphprune.model import Model
 from graphprune.pipeline import Context, Pipeline
 from graphprune.plugins import Registry, collect, installed
@@ -49,13 +50,14 @@ class Prepared:
         """What the report says where calibration inputs repair: these operators they do not."""
         relations = self.analysis.relations
         constants = self.analysis.model.constant_names
+        repaired = {linear.node for linear in repairable(self.analysis.model)}
         whole = relations.quantised.keys() | relations.dequantised.keys()
         nodes = {
             contraction.node
             for contraction in relations.contractions
             if self.analysis.model.nodes[contraction.node].input[contraction.input]
             in whole & constants
-        }
+        } - repaired
         if not nodes:
             return []
         return [f"{len(nodes)} operators with quantised weights are not repaired"]

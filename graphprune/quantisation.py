@@ -5,8 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from onnx import TensorProto
 
 from graphprune.model import Array, Model
+
+INTEGERS = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32} | {
+    TensorProto.INT16,
+    TensorProto.UINT16,
+}  # that numpy has too
 
 
 @dataclass(frozen=True)
@@ -49,3 +55,32 @@ def at_zero(value: Array, kept: Array, zero_point: Array | None) -> Array:
     zero = np.zeros((), value.dtype) if zero_point is None else zero_point.astype(value.dtype)
     wide = np.int32 if value.dtype.itemsize < 4 else value.dtype  # 4-bit types lack numpy's where
     return np.where(kept, value.astype(wide), zero.astype(wide)).astype(value.dtype)
+
+
+def dequantised(model: Model) -> dict[str, tuple[str, Quantised]]:
+    """Weights read from integers that nothing else reads: name → (the integers, how they read)."""
+    found = {}
+    for node in model.nodes:
+        stored = model.initializers.get(node.input[0]) if node.input else None
+        if node.op_type != "DequantizeLinear" or stored is None:
+            continue
+        numbers = {a.name: a.i for a in node.attribute}
+        alone = len(model.consumers[node.input[0]]) == 1
+        constant = all(name in model.constant_names for name in node.input if name)
+        if alone and constant and stored.data_type in INTEGERS and not numbers.get("block_size"):
+            axis = numbers.get("axis", 1) % max(1, len(stored.dims))
+            zero = node.input[2] if len(node.input) > 2 and node.input[2] else None
+            found[node.output[0]] = node.input[0], Quantised(axis, node.input[1], zero)
+    return found
+
+
+def requantised(model: Model, name: str, how: Quantised, value: Array) -> Array:
+    """Integers for other numbers in the place of ``name``, on its grid; beyond it they clip."""
+    dtype = model.array(name).dtype
+    assert how.scale is not None
+    scale = how.spread(model.array(how.scale).astype(np.float64), value.ndim)
+    steps = value.astype(np.float64) / np.where(scale == 0, 1.0, scale)
+    if how.zero_point is not None:
+        steps = steps + how.spread(model.array(how.zero_point).astype(np.float64), value.ndim)
+    span = np.iinfo(dtype)
+    return np.clip(np.rint(steps), span.min, span.max).astype(dtype)

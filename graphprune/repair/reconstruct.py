@@ -13,7 +13,16 @@ import onnx
 from graphprune.calibrate.samples import HELD_OUT
 from graphprune.frontier import Frontier
 from graphprune.least_squares import best_ridge, error, solved
-from graphprune.linear import Linear, Matrix, inputs_at, linears, positions, rewritten, stored
+from graphprune.linear import (
+    Linear,
+    Matrix,
+    inputs_at,
+    linears,
+    positions,
+    repairable,
+    rewritten,
+    stored,
+)
 from graphprune.model import Array, Model, captured, label
 from graphprune.oracle import sliced
 from graphprune.repair.damage import Damage, Repaired
@@ -41,7 +50,7 @@ def reconstruct(damage: Damage, form: str = AFFINE) -> tuple[Model, tuple[Repair
     """
     work = with_biases(damage.pruned)
     dirty = dirty_tensors(damage.original, work)
-    todo = [linear for linear in linears(work) if linear.x in dirty]
+    todo = [linear for linear in repairable(work) if linear.x in dirty]
     before = Frontier(damage.original, damage.feeds, damage.memory / 2)
     after = Frontier(work, damage.feeds, damage.memory / 2)
     left = {linear.node for linear in todo}
@@ -56,7 +65,7 @@ def reconstruct(damage: Damage, form: str = AFFINE) -> tuple[Model, tuple[Repair
         reports.append(report)
         after.weights |= stored(work, changed[-1])
         left.discard(linear.node)
-    by_weight = {linear.weight: linear for linear in linears(damage.pruned)}
+    by_weight = {linear.weight: linear for linear in repairable(damage.pruned)}
     final = [(by_weight[linear.weight], matrix, bias) for linear, matrix, bias in changed]
     return rewritten(damage.pruned, final), tuple(reports)
 
