@@ -122,10 +122,30 @@ def linears(model: Model, usable: Container[str] | None = None) -> list[Linear]:
 
 
 def repairable(model: Model) -> list[Linear]:
-    """Those that can be rewritten as they are stored: integers too, if they need no new bias."""
-    kept = model.initializers.keys() | dequantised(model).keys()
-    found = linears(model, kept)
-    return [k for k in found if k.weight in model.initializers or k.bias is not None]
+    """Those that can be rewritten as they are stored: integers too, with a bias of integers."""
+    integers = dequantised(model)
+    found = linears(model, model.initializers.keys() | integers.keys())
+    return [
+        k
+        for k in found
+        if k.weight not in integers or k.bias is not None or _bias_scale(model, k) is not None
+    ]
+
+
+def _bias_scale(model: Model, linear: Linear) -> Array | None:
+    """The scale that a bias of integers has: that of the input times those of the weight.
+
+    ``None`` where the input is no quantised tensor, or the operator takes no bias.
+    """
+    source = dequantised(model).get(linear.weight)
+    index = model.producer.get(linear.x)
+    if source is None or index is None or linear.kind != "Conv" or model.opsets.get("", 1) < 13:
+        return None
+    reading = model.nodes[index]
+    if reading.op_type != "DequantizeLinear" or reading.input[1] not in model.initializers:
+        return None
+    scale, weights = model.array(reading.input[1]), model.array(source[1].scale or "")
+    return None if scale.size != 1 else np.asarray(scale.reshape(()) * weights)
 
 
 def _linear(
@@ -322,7 +342,10 @@ def rewritten(model: Model, changed: Sequence[Change]) -> Model:
         tensors |= stored(model, change)
         linear = change[0]
         if linear.bias is None:
-            nodes[linear.node] = _with_bias(model.nodes[linear.node], _bias_name(linear))
+            name = _bias_name(linear)
+            nodes[linear.node] = _with_bias(model.nodes[linear.node], name)
+            if name not in tensors:
+                nodes[linear.node].insert(0, _bias_reading(name))
     computed = tensors.keys() & model.producer.keys()
     if not nodes and not computed:
         return replace(model, initializers=tensors)
@@ -342,8 +365,7 @@ def stored(model: Model, change: Change) -> dict[str, onnx.TensorProto]:
     if linear.kind in RECURRENT:
         bias = _recurrent_bias(model, linear, bias)
     if linear.bias is None:
-        name = _bias_name(linear)
-        return tensors | {name: set_initializer(name, bias.astype(old.dtype))}
+        return tensors | _new_bias(model, linear, bias.astype(old.dtype))
     was = model.array(linear.bias)
     shape = was.shape if was.size == bias.size else bias.shape
     kept = bias.reshape(shape).astype(was.dtype)
@@ -352,6 +374,25 @@ def stored(model: Model, change: Change) -> dict[str, onnx.TensorProto]:
 
 def _bias_name(linear: Linear) -> str:
     return f"{linear.weight}/graphprune_bias"
+
+
+def _new_bias(model: Model, linear: Linear, bias: Array) -> dict[str, onnx.TensorProto]:
+    """A bias for an operator that has none: integers and their scale where its weight is such."""
+    name, scale = _bias_name(linear), _bias_scale(model, linear)
+    if scale is None:
+        return {name: set_initializer(name, bias)}
+    span = np.iinfo(np.int32)
+    steps = np.rint(bias.astype(np.float64) / np.where(scale == 0, 1, scale))
+    integers, scales = (f"{name}_{part}" for part in ("quantised", "scale"))
+    return {
+        integers: set_initializer(integers, np.clip(steps, span.min, span.max).astype(np.int32)),
+        scales: set_initializer(scales, scale.astype(bias.dtype)),
+    }
+
+
+def _bias_reading(name: str) -> onnx.NodeProto:
+    inputs = [f"{name}_{part}" for part in ("quantised", "scale")]
+    return helper.make_node("DequantizeLinear", inputs, [name], name=name, axis=0)
 
 
 def _in_place_of(model: Model, name: str, value: Array) -> dict[str, onnx.TensorProto]:

@@ -72,7 +72,7 @@ def reconstruct(damage: Damage, form: str = AFFINE) -> tuple[Model, tuple[Repair
 
 def with_biases(model: Model) -> Model:
     """The model with a bias of zeros in every linear operator that has none."""
-    bare = [linear for linear in linears(model) if linear.bias is None]
+    bare = [linear for linear in repairable(model) if linear.bias is None]
     matrices = [linear.matrix(model) for linear in bare]
     zeros = [np.zeros(matrix.shape[:2]) for matrix in matrices]
     return rewritten(model, list(zip(bare, matrices, zeros, strict=True)))
