@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from graphprune.model import Array, Model, set_initializer
-from graphprune.quantisation import dequantised, requantised
+from graphprune.quantisation import dequantised, requantised, source_of
 
 Matrix = NDArray[np.float64]
 Attributes = Mapping[str, Any]
@@ -137,7 +137,7 @@ def _bias_scale(model: Model, linear: Linear) -> Array | None:
 
     ``None`` where the input is no quantised tensor, or the operator takes no bias.
     """
-    source = dequantised(model).get(linear.weight)
+    source = source_of(model, linear.weight)
     index = model.producer.get(linear.x)
     if source is None or index is None or linear.kind != "Conv" or model.opsets.get("", 1) < 13:
         return None
@@ -397,7 +397,7 @@ def _bias_reading(name: str) -> onnx.NodeProto:
 
 def _in_place_of(model: Model, name: str, value: Array) -> dict[str, onnx.TensorProto]:
     """What holds a weight from now on: its initialiser, or the integers that it is read from."""
-    source = dequantised(model).get(name)
+    source = source_of(model, name)
     if source is not None:
         return {source[0]: set_initializer(source[0], requantised(model, *source, value))}
     tensor = set_initializer(name, value)

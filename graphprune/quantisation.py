@@ -59,19 +59,25 @@ def at_zero(value: Array, kept: Array, zero_point: Array | None) -> Array:
 
 def dequantised(model: Model) -> dict[str, tuple[str, Quantised]]:
     """Weights read from integers that nothing else reads: name → (the integers, how they read)."""
-    found = {}
-    for node in model.nodes:
-        stored = model.initializers.get(node.input[0]) if node.input else None
-        if node.op_type != "DequantizeLinear" or stored is None:
-            continue
-        numbers = {a.name: a.i for a in node.attribute}
-        alone = len(model.consumers[node.input[0]]) == 1
-        constant = all(name in model.constant_names for name in node.input if name)
-        if alone and constant and stored.data_type in INTEGERS and not numbers.get("block_size"):
-            axis = numbers.get("axis", 1) % max(1, len(stored.dims))
-            zero = node.input[2] if len(node.input) > 2 and node.input[2] else None
-            found[node.output[0]] = node.input[0], Quantised(axis, node.input[1], zero)
-    return found
+    names = [n.output[0] for n in model.nodes if n.op_type == "DequantizeLinear"]
+    return {name: found for name in names if (found := source_of(model, name)) is not None}
+
+
+def source_of(model: Model, name: str) -> tuple[str, Quantised] | None:
+    """The integers that a weight is read from, and how; ``None`` where it is no such weight."""
+    index = model.producer.get(name)
+    if index is None or model.nodes[index].op_type != "DequantizeLinear":
+        return None
+    node = model.nodes[index]
+    stored = model.initializers.get(node.input[0])
+    if stored is None or stored.data_type not in INTEGERS or name not in model.constant_names:
+        return None
+    numbers = {a.name: a.i for a in node.attribute}
+    if len(model.consumers[stored.name]) != 1 or numbers.get("block_size"):
+        return None
+    axis = numbers.get("axis", 1) % max(1, len(stored.dims))
+    zero = node.input[2] if len(node.input) > 2 and node.input[2] else None
+    return stored.name, Quantised(axis, node.input[1], zero)
 
 
 def requantised(model: Model, name: str, how: Quantised, value: Array) -> Array:
