@@ -59,7 +59,7 @@ def at_zero(value: Array, kept: Array, zero_point: Array | None) -> Array:
 
 def dequantised(model: Model) -> dict[str, tuple[str, Quantised]]:
     """Weights read from integers that nothing else reads: name → (the integers, how they read)."""
-    names = [n.output[0] for n in model.nodes if n.op_type == "DequantizeLinear"]
+    names = [n.output[0] for n in model.nodes if n.op_type == "DequantizeLinear" and n.output]
     return {name: found for name in names if (found := source_of(model, name)) is not None}
 
 
@@ -69,6 +69,8 @@ def source_of(model: Model, name: str) -> tuple[str, Quantised] | None:
     if index is None or model.nodes[index].op_type != "DequantizeLinear":
         return None
     node = model.nodes[index]
+    if len(node.input) < 2:
+        return None
     stored = model.initializers.get(node.input[0])
     if stored is None or stored.data_type not in INTEGERS or name not in model.constant_names:
         return None

@@ -229,7 +229,12 @@ def _infer_stand_in(
     plain, schema, floats, kind = found
     try:
         shapes = shape_inference.infer_node_outputs(schema, plain, floats)
-    except (shape_inference.InferenceError, RuntimeError, ValueError):
+    except (
+        shape_inference.InferenceError,
+        onnx.checker.ValidationError,
+        RuntimeError,
+        ValueError,
+    ):
         return {}
     for proto in shapes.values():
         proto.tensor_type.elem_type = kind

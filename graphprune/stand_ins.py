@@ -17,19 +17,19 @@ def stand_in(
     node: onnx.NodeProto, types: Types, opset: int
 ) -> tuple[onnx.NodeProto, defs.OpSchema, dict[str, onnx.TypeProto], int] | None:
     """A node of ONNX, its schema, its inputs' types (as floats), and the outputs' element type."""
-    if node.domain != MICROSOFT or opset < 1 or channels_last(node):
+    if node.domain != MICROSOFT or opset < 1 or not node.output or channels_last(node):
         return None
     if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-        operator, names = "Identity", [node.input[0]]
+        operator, names = "Identity", [_at(node, 0)]
         like = _at(node, 2 if node.op_type == "QuantizeLinear" else 1)
     elif (reading := reading_of(node)) is not None:
         shown = [q for q in reading.shown(node) if not q.bias]
         operator, names = reading.operator, [_at(node, q.data) for q in shown]
         coded = reading.result and _at(node, reading.result[0])
-        like = names[-1] if coded else _at(node, shown[-1].scale)
+        like = _at(node, shown[-1].data if coded else shown[-1].scale) if shown else ""
     else:
         return None
-    if not like or not all(_has_shape(types.get(name)) for name in names):
+    if not names or not like or not all(_has_shape(types.get(name)) for name in names):
         return None
     schema = defs.get_schema(operator, min(NEWEST, opset), "")
     plain = helper.make_node(operator, names, [node.output[0]])
