@@ -53,7 +53,8 @@ def real(model: Model, name: str, how: Quantised) -> Array:
 def at_zero(value: Array, kept: Array, zero_point: Array | None) -> Array:
     """``value`` with its zero point wherever ``kept`` (broadcast to it) is false."""
     zero = np.zeros((), value.dtype) if zero_point is None else zero_point.astype(value.dtype)
-    wide = np.int32 if value.dtype.itemsize < 4 else value.dtype  # 4-bit types lack numpy's where
+    # numpy's where lacks the types of few bits; float32 holds all of them and of 16 bits exactly
+    wide = np.float32 if value.dtype.itemsize < 4 else value.dtype
     return np.where(kept, value.astype(wide), zero.astype(wide)).astype(value.dtype)
 
 

@@ -398,22 +398,23 @@ def test_weights_behind_a_cast() -> None:
     assert TensorProto.BFLOAT16 in {t.data_type for t in result.model.graph.initializer}
 
 
-def test_four_bits() -> None:
-    """int4 weights with a scale for each column are sliced and packed again."""
+@pytest.mark.parametrize("kind", ["INT4", "UINT4", "FLOAT8E4M3FN", "INT16"])
+def test_few_bits(kind: str) -> None:
+    """Weights with a scale for each column are sliced and packed again, in their type."""
     b = Builder(3, opset=21)
     x = "x"
     for rows, columns in ((6, 16), (16, 6)):
-        values = b.rng.integers(-8, 8, (rows, columns))
-        integers = helper.make_tensor(
-            f"w{rows}", TensorProto.INT4, values.shape, values.reshape(-1)
-        )
+        values = b.rng.integers(0, 8, (rows, columns)) / (2 if "FLOAT" in kind else 1)
+        dtype = helper.tensor_dtype_to_np_dtype(getattr(TensorProto, kind))
+        integers = numpy_helper.from_array(values.astype(dtype), f"w{rows}")
         b.initializers.append(integers)
         scale = b.constant(np.full(columns, 0.1, np.float32))
         x = b.add("MatMul", x, b.add("DequantizeLinear", integers.name, scale, axis=1))
     model = b.model({"x": [4, 6]}, {x: [4, 6]}, ir_version=10)
     result = by_weights(model)
     assert result.verdict.passed
-    assert {t.name: list(t.dims) for t in result.model.graph.initializer}["w6"] == [6, 8]
+    first = next(t for t in result.model.graph.initializer if t.name == "w6")
+    assert (list(first.dims), first.data_type) == ([6, 8], getattr(TensorProto, kind))
 
 
 def test_sparse_weights_become_dense() -> None:
