@@ -31,7 +31,7 @@ from graphprune.search import best_weights, smallest_within
 from graphprune.storage import load, source_bytes
 from graphprune.study import Progress, Study, repaired, study
 from graphprune.targets import choose
-from graphprune.validate import Verdict, measure, scorer_of, verify, verify_normal
+from graphprune.validate import Proof, Verdict, measure, scorer_of, verify, verify_normal
 
 __all__ = ["analyse", "apply", "plan", "prepare", "prune", "registry"]
 
@@ -129,7 +129,7 @@ class _Made:
     model: Model
     changes: tuple[Change, ...]
     repairs: tuple[Repaired, ...]
-    error: float | None
+    proof: Proof | None
 
 
 def _made(
@@ -177,9 +177,9 @@ def _carried_out(
     passes = prepared.registry.passes
     remove, share = passes["remove_channels"](plan), passes["share_vectors"]()
     done = clock("cut", lambda _: _run(prepared, remove, prepared.analysis.model))
-    error = None
+    proof = None
     if options.verify:  # law 3 holds for the cut itself, so before any weight is repaired
-        error = clock(
+        proof = clock(
             "verify", lambda _: _verified(prepared, done.model, decision.removed, options)
         )
     model = done.model
@@ -193,7 +193,7 @@ def _carried_out(
         )
     shared = _run(prepared, share, model)
     changes = (*done.changes, *shared.changes)
-    return _Made(plan, decision, shared.model, changes, repairs, error)
+    return _Made(plan, decision, shared.model, changes, repairs, proof)
 
 
 def apply(
@@ -258,7 +258,7 @@ def _planned_inputs(given: Mapping[str, Any]) -> Mapping[str, Any]:
     return inputs
 
 
-def _verified(prepared: Prepared, result: Model, removed: Mask, options: Options) -> float:
+def _verified(prepared: Prepared, result: Model, removed: Mask, options: Options) -> Proof:
     seed = options.scoring.seed
     verify_normal(prepared.original, prepared.analysis, seed)
     return verify(prepared.analysis, result, removed, seed)
@@ -275,10 +275,12 @@ def _judge(studied: Study, made: _Made, options: Options, clock: Clock) -> Resul
     verdict = Verdict()
     if options.measure or options.eval_data is not None:
         verdict = clock("measure", lambda _: _measure(prepared, made.model, options))
-    passed = None if made.error is None else True
-    verdict = replace(verdict, relative_error=made.error, passed=passed)
+    if made.proof is not None:
+        error, rounding = made.proof.error, made.proof.rounding
+        verdict = replace(verdict, relative_error=error, passed=True, rounding=rounding)
     _gates(verdict, options)
     before, after = _summaries(prepared, made, verdict)
+    unseen = prepared.quantised_notes if options.repair_name != "none" else []
     return Result(
         made.model.assemble(),
         made.plan,
@@ -288,7 +290,7 @@ def _judge(studied: Study, made: _Made, options: Options, clock: Clock) -> Resul
         after,
         tuple(pinned_reasons(analysis)),
         analysis.cost.in_reach("macs"),
-        (*analysis.shapes.notes, *prepared.unknown_notes, *made.decision.notes),
+        (*analysis.shapes.notes, *prepared.notes, *unseen, *made.decision.notes),
         clock.seconds,
         None if studied.inputs is None else studied.inputs.source,
         made.repairs,

@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from graphprune.coupling import FLOAT_TYPES, Coupling, Mask
-from graphprune.model import Model, tensor_bytes
+from graphprune.model import ELEMENT_BITS, Model, tensor_bytes
 from graphprune.shapes import Shapes
 from graphprune.slots import SlotArray
 
+BOOL = 9
+# Weights are floats or have at most 8 bits; wider integers are biases, shapes and positions.
+WEIGHT_TYPES = FLOAT_TYPES | {kind for kind, bits in ELEMENT_BITS.items() if bits <= 8} - {BOOL}
 KINDS = ("macs", "params", "bytes", "traffic")
 
 
@@ -91,8 +94,8 @@ class CostModel:
 
 
 def count_params(model: Model) -> float:
-    """Elements of all float initialisers, counted on the model itself."""
-    floats = (t for t in model.initializers.values() if t.data_type in FLOAT_TYPES)
+    """Elements of all weights, float or quantised to 8 bits and fewer, counted on the model."""
+    floats = (t for t in model.initializers.values() if t.data_type in WEIGHT_TYPES)
     return float(sum(int(np.prod(t.dims, dtype=np.int64)) for t in floats))
 
 
@@ -126,7 +129,7 @@ def cost_model(model: Model, shapes: Shapes, coupling: Coupling) -> CostModel:
         stored += size
         lengths = int(np.prod([len(a) for a in axes], dtype=np.int64)) if name in slots else 1
         scale = 1.0 if name in slots else float(count)
-        if tensor.data_type in FLOAT_TYPES:
+        if tensor.data_type in WEIGHT_TYPES:
             enter("params", scale, axes, i)
         enter("bytes", size / max(lengths, 1), axes, i)
     for i, node in enumerate(model.nodes):

@@ -194,7 +194,8 @@ def tied(relations: Relations) -> NDArray[np.int32]:
 
 
 def parameter_axes(model: Model, shapes: Shapes, relations: Relations) -> list[Axis]:
-    """Axes (longer than 1) of the float constants that meet the data: what a unit is made of."""
+    """Axes (longer than 1) of the float constants that meet the data, and of the integer ones that
+    stand for real numbers: what a unit is made of."""
     constants = model.constant_names
     axes = []
     for name in relations.slots.tensors:
@@ -202,7 +203,8 @@ def parameter_axes(model: Model, shapes: Shapes, relations: Relations) -> list[A
             not all(output in constants for output in model.nodes[i].output if output)
             for i, _ in model.consumers.get(name, ())
         )
-        if name in constants and meets_data and shapes.dtype.get(name) in FLOAT_TYPES:
+        real = shapes.dtype.get(name) in FLOAT_TYPES or name in relations.quantised
+        if name in constants and meets_data and real:
             axes += [axis for axis in relations.slots.tensors[name] if len(axis) > 1]
     return axes
 

@@ -7,7 +7,7 @@ rows of a matrix, so that statistics and repairs need not know operators.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from graphprune.model import Array, Model, set_initializer
+from graphprune.quantisation import dequantised, requantised, source_of
 
 Matrix = NDArray[np.float64]
 Attributes = Mapping[str, Any]
@@ -108,14 +109,15 @@ class Linear:
         return plain if self.transposed else plain.T
 
 
-def linears(model: Model) -> list[Linear]:
+def linears(model: Model, usable: Container[str] | None = None) -> list[Linear]:
     """Every node with constant weights of its own, in node order.
 
-    Weights that several nodes read are left out: what repairs one would break the others.
+    Weights that several nodes read are left out: what repairs one would break the others. With
+    ``usable`` names also weights that nodes compute from constants: behind integers or a Cast.
     """
     found = []
     for i, node in enumerate(model.nodes):
-        linear = _linear(model, i, node)
+        linear = _linear(model, i, node, model.initializers if usable is None else usable)
         for one in (linear, _of_states(model, linear)):
             if one is None or len(model.consumers[one.weight]) != 1:
                 continue
@@ -124,14 +126,45 @@ def linears(model: Model) -> list[Linear]:
     return found
 
 
-def _linear(model: Model, index: int, node: onnx.NodeProto) -> Linear | None:
+def repairable(model: Model) -> list[Linear]:
+    """Those that can be rewritten as they are stored: integers too, with a bias of integers."""
+    integers = dequantised(model)
+    found = linears(model, model.initializers.keys() | integers.keys())
+    return [
+        k
+        for k in found
+        if k.weight not in integers or k.bias is not None or _bias_scale(model, k) is not None
+    ]
+
+
+def _bias_scale(model: Model, linear: Linear) -> Array | None:
+    """The scale that a bias of integers has: that of the input times those of the weight.
+
+    ``None`` where the input is no quantised tensor, or the operator takes no bias.
+    """
+    source = source_of(model, linear.weight)
+    index = model.producer.get(linear.x)
+    if source is None or index is None or linear.kind != "Conv" or model.opsets.get("", 1) < 13:
+        return None
+    reading = model.nodes[index]
+    if reading.op_type != "DequantizeLinear" or reading.input[1] not in model.initializers:
+        return None
+    scale, weights = model.array(reading.input[1]), model.array(source[1].scale or "")
+    return None if scale.size != 1 else np.asarray(scale.reshape(()) * weights)
+
+
+def _linear(
+    model: Model, index: int, node: onnx.NodeProto, usable: Container[str]
+) -> Linear | None:
     if node.domain or node.op_type not in READ or len(node.input) < 2:
         return None
-    if node.input[0] in model.constant_names or node.input[1] not in model.initializers:
+    if node.op_type in RECURRENT:
+        usable = model.initializers
+    if node.input[0] in model.constant_names or node.input[1] not in usable:
         return None
     place = 3 if node.op_type in RECURRENT else 2
     bias = node.input[place] if len(node.input) > place and node.input[place] else None
-    if bias is not None and (bias not in model.initializers or len(model.consumers[bias]) != 1):
+    if bias is not None and (bias not in usable or len(model.consumers[bias]) != 1):
         return None
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     common = Linear(index, node.op_type, node.input[0], node.input[1], bias, node.output[0], 1)
@@ -159,7 +192,7 @@ def _of_states(model: Model, linear: Linear | None) -> Linear | None:
 
 
 def _convolution(model: Model, common: Linear, attributes: Attributes) -> Linear | None:
-    shape = tuple(model.initializers[common.weight].dims)
+    shape = _dims(model, common.weight)
     spatial = len(shape) - 2
     auto = attributes.get("auto_pad", b"NOTSET")
     pads = attributes.get("pads") or [0] * (2 * spatial)
@@ -182,13 +215,13 @@ def _convolution(model: Model, common: Linear, attributes: Attributes) -> Linear
 
 def _gemm(model: Model, common: Linear, attributes: Attributes) -> Linear | None:
     alpha, beta = (float(attributes.get(key, 1.0)) for key in ("alpha", "beta"))
-    flat = len(model.initializers[common.weight].dims) == 2
+    flat = len(_dims(model, common.weight)) == 2
     if alpha == 0 or beta == 0 or attributes.get("transA", 0) or not flat:
         return None
     transposed = bool(attributes.get("transB", 0))
-    outputs = model.initializers[common.weight].dims[0 if transposed else 1]
+    outputs = _dims(model, common.weight)[0 if transposed else 1]
     if common.bias is not None:
-        dims = model.initializers[common.bias].dims
+        dims = _dims(model, common.bias)
         if math.prod(dims) not in (1, outputs) or list(dims[-1:]) not in ([], [1], [outputs]):
             return None
         if math.prod(dims) == outputs and list(dims[-1:]) != [outputs]:
@@ -198,10 +231,16 @@ def _gemm(model: Model, common: Linear, attributes: Attributes) -> Linear | None
 
 def _product(model: Model, common: Linear, attributes: Attributes) -> Linear | None:
     """A MatMul; where its only reader adds a constant vector, that vector is its bias."""
-    shape = tuple(model.initializers[common.weight].dims)
+    shape = _dims(model, common.weight)
     if len(shape) != 2 or common.y is None:
         return None
     return _with_added_bias(model, common, common.y, shape[1])
+
+
+def _dims(model: Model, name: str) -> tuple[int, ...]:
+    if name in model.initializers:
+        return tuple(model.initializers[name].dims)
+    return tuple(model.array(name).shape)
 
 
 def _with_added_bias(model: Model, common: Linear, y: str, outputs: int) -> Linear:
@@ -344,8 +383,13 @@ def rewritten(model: Model, changed: Sequence[Change]) -> Model:
         if linear.bias is None:
             name = _bias_name(model, linear)
             nodes[linear.node] = _with_bias(model.nodes[linear.node], name)
-    if not nodes:
+            if name not in tensors:
+                nodes[linear.node].insert(0, _bias_reading(name))
+    computed = tensors.keys() & model.producer.keys()
+    if not nodes and not computed:
         return replace(model, initializers=tensors)
+    for name in computed:
+        nodes[model.producer[name]] = []
     order = [n for i, node in enumerate(model.nodes) for n in nodes.get(i, [node])]
     return model.with_graph(order, tensors.values())
 
@@ -361,17 +405,17 @@ def stored(
     linear, matrix, offset = change
     old = model.array(linear.weight)
     value = linear._stored(matrix, old.shape).astype(old.dtype)
-    tensors = {linear.weight: _in_place_of(model, linear.weight, value)}
+    tensors = _in_place_of(model, linear.weight, value)
     bias = offset.reshape(-1) / linear.beta
     name = linear.bias or _bias_name(model, linear)
     if linear.kind in RECURRENT:
         bias = _recurrent_bias(known or model.initializers, linear, name, bias)
     if linear.bias is None:
-        return tensors | {name: set_initializer(name, bias.astype(old.dtype))}
+        return tensors | _new_bias(model, linear, name, bias.astype(old.dtype))
     was = model.array(linear.bias)
     shape = was.shape if was.size == bias.size else bias.shape
     kept = bias.reshape(shape).astype(was.dtype)
-    return tensors | {linear.bias: _in_place_of(model, linear.bias, kept)}
+    return tensors | _in_place_of(model, linear.bias, kept)
 
 
 def _bias_name(model: Model, linear: Linear) -> str:
@@ -379,10 +423,34 @@ def _bias_name(model: Model, linear: Linear) -> str:
     return f"{model.nodes[linear.node].input[1]}/graphprune_bias"
 
 
-def _in_place_of(model: Model, name: str, value: Array) -> onnx.TensorProto:
+def _new_bias(model: Model, linear: Linear, name: str, bias: Array) -> dict[str, onnx.TensorProto]:
+    """A bias for an operator that has none: integers and their scale where its weight is such."""
+    scale = _bias_scale(model, linear)
+    if scale is None:
+        return {name: set_initializer(name, bias)}
+    span = np.iinfo(np.int32)
+    steps = np.rint(bias.astype(np.float64) / np.where(scale == 0, 1, scale))
+    integers, scales = (f"{name}_{part}" for part in ("quantised", "scale"))
+    return {
+        integers: set_initializer(integers, np.clip(steps, span.min, span.max).astype(np.int32)),
+        scales: set_initializer(scales, scale.astype(bias.dtype)),
+    }
+
+
+def _bias_reading(name: str) -> onnx.NodeProto:
+    inputs = [f"{name}_{part}" for part in ("quantised", "scale")]
+    return helper.make_node("DequantizeLinear", inputs, [name], name=name, axis=0)
+
+
+def _in_place_of(model: Model, name: str, value: Array) -> dict[str, onnx.TensorProto]:
+    """What holds a weight from now on: its initialiser, or the integers that it is read from."""
+    source = source_of(model, name)
+    if source is not None:
+        return {source[0]: set_initializer(source[0], requantised(model, *source, value))}
     tensor = set_initializer(name, value)
-    tensor.doc_string = model.initializers[name].doc_string
-    return tensor
+    if name in model.initializers:
+        tensor.doc_string = model.initializers[name].doc_string
+    return {name: tensor}
 
 
 def _with_bias(node: onnx.NodeProto, bias: str) -> list[onnx.NodeProto]:

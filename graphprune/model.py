@@ -28,11 +28,17 @@ ELEMENT_BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11:
     20: 8,
     21: 4,
     22: 4,
+    23: 4,
+    24: 8,
+    25: 2,
+    26: 2,
 }  # by TensorProto.DataType
 RANDOM_OPS = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"} | {
     "Bernoulli",
     "Multinomial",
 }
+QUANTISERS = {"QuantizeLinear", "DequantizeLinear"}
+QUANTISER_OPSET = 21  # with 4 and 16 bits and blocks
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ class Model:
             return numpy_helper.to_array(self.initializers[name])
         from onnx.reference import ReferenceEvaluator
 
-        node = self.nodes[self.producer[name]]
+        node = as_standard(self.nodes[self.producer[name]])
         feeds = {source: self.array(source) for source in node.input if source}
         graph = helper.make_graph(
             [node],
@@ -122,7 +128,10 @@ class Model:
             [helper.make_value_info(source, onnx.TypeProto()) for source in feeds],
             [helper.make_value_info(name, onnx.TypeProto())],
         )
-        lone = helper.make_model(graph, opset_imports=self.skeleton.opset_import)
+        imports = self.skeleton.opset_import
+        if node.op_type in QUANTISERS:  # newer opsets only widen the types
+            imports = [helper.make_opsetid("", max(QUANTISER_OPSET, self.opsets.get("", 1)))]
+        lone = helper.make_model(graph, opset_imports=imports)
         with np.errstate(all="ignore"):
             results: Any = ReferenceEvaluator(lone).run([name], feeds)
         return np.asarray(results[0])
@@ -238,6 +247,16 @@ def captured(node: onnx.NodeProto) -> set[str]:
             local.update(inner.output)
         names.update(v.name for v in body.output if v.name not in local)
     return names
+
+
+def as_standard(node: onnx.NodeProto) -> onnx.NodeProto:
+    """ONNX Runtime's own quantisers as ONNX's, which took them over; other nodes as they are."""
+    if node.domain != "com.microsoft" or node.op_type not in QUANTISERS:
+        return node
+    new = onnx.NodeProto()
+    new.CopyFrom(node)
+    new.domain = ""
+    return new
 
 
 def set_initializer(name: str, value: Array) -> onnx.TensorProto:

@@ -12,6 +12,7 @@ from onnx import helper
 
 from graphprune.coupling import Coupling, Mask
 from graphprune.errors import ModelError
+from graphprune.masking import Masks
 from graphprune.model import Array, Model, set_initializer
 from graphprune.runtime import Feeds, opened
 from graphprune.shapes import Shapes
@@ -24,28 +25,21 @@ def zeroed(model: Model, shapes: Shapes, coupling: Coupling, alive: Mask) -> Mod
 
     Only contractions are masked: whatever reaches them at a slot that left no longer matters.
     """
-    masks: list[onnx.TensorProto] = []
+    masks = Masks(model, shapes, coupling.relations)
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.nodes]
     inserted: dict[int, list[onnx.NodeProto]] = {}
-    for i, contraction in enumerate(coupling.relations.contractions):
+    for contraction in coupling.relations.contractions:
         kept = alive[contraction.slots]
         if kept.all():
             continue
         node = nodes[contraction.node]
         name = node.input[contraction.input]
-        original = model.nodes[contraction.node].input[contraction.input]
-        shape = [1] * len(shapes.shape[original] or ())
-        shape[contraction.axis] = len(kept)
-        dtype = helper.tensor_dtype_to_np_dtype(shapes.dtype[original])
-        mask = f"graphprune/mask_{i}"
-        masks.append(set_initializer(mask, kept.astype(dtype).reshape(shape)))
-        product = f"graphprune/masked_{i}"
-        inserted.setdefault(contraction.node, []).append(
-            helper.make_node("Mul", [name, mask], [product], name=product)
-        )
-        node.input[contraction.input] = product
+        masked, new = masks.apply(name, contraction, kept)
+        node.input[contraction.input] = masked
+        inserted.setdefault(contraction.node, []).extend(new)
     order = [n for i, node in enumerate(nodes) for n in (*inserted.get(i, ()), node)]
-    return model.with_graph(order, [*model.initializers.values(), *masks], value_info=[])
+    tensors = [*model.initializers.values(), *masks.tensors.values()]
+    return model.with_graph(order, tensors, value_info=[])
 
 
 def sliced(tensors: Mapping[str, Array], coupling: Coupling, alive: Mask) -> dict[str, Array]:

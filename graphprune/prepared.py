@@ -10,6 +10,7 @@ import onnx
 from graphprune.analysis import Analysis, Scope
 from graphprune.cache import Cache
 from graphprune.errors import UsageError
+from graphprune.linear import repairable
 from graphprune.model import Model
 from graphprune.pipeline import Context, Pipeline
 from graphprune.plugins import Registry, collect, installed
@@ -36,6 +37,30 @@ class Prepared:
             f"no rule for {name}: {len(nodes)} node(s) pinned, first {nodes[0]!r}"
             for name, nodes in sorted(self.analysis.relations.unknown.items())
         ]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the report says of the model itself."""
+        sparse = [t.values.name for t in self.original.graph.sparse_initializer]
+        dense = [f"{len(sparse)} sparse initialiser(s) made dense, first {n!r}" for n in sparse[:1]]
+        return [*dense, *self.unknown_notes]
+
+    @property
+    def quantised_notes(self) -> list[str]:
+        """What the report says where calibration inputs repair: these operators they do not."""
+        relations = self.analysis.relations
+        constants = self.analysis.model.constant_names
+        repaired = {linear.node for linear in repairable(self.analysis.model)}
+        whole = relations.quantised.keys() | relations.dequantised.keys()
+        nodes = {
+            contraction.node
+            for contraction in relations.contractions
+            if self.analysis.model.nodes[contraction.node].input[contraction.input]
+            in whole & constants
+        } - repaired
+        if not nodes:
+            return []
+        return [f"{len(nodes)} operators with quantised weights are not repaired"]
 
     def folded(self, model: Model) -> Model:
         """``model`` with BatchNormalization folded where that is exact; names stay."""

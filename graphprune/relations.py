@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from graphprune.quantisation import Quantised
 from graphprune.slots import SlotArray, Slots
 
 
@@ -76,12 +77,16 @@ class Renumber:
 
 @dataclass(frozen=True)
 class Contraction:
-    """The node sums over ``axis`` of input ``input``: zeroing it there equals removing it."""
+    """The node sums over ``axis`` of input ``input``: zeroing it there equals removing it.
+
+    Zero is what ``quantised`` says where the input is an integer tensor.
+    """
 
     node: int
     input: int
     axis: int
     slots: SlotArray
+    quantised: Quantised | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,8 @@ class Relations:
     roles: list[tuple[SlotArray, Role]] = field(default_factory=list)
     heads: list[SlotArray] = field(default_factory=list)
     shape_reads: list[int] = field(default_factory=list)  # nodes that read a tensor's shape
+    quantised: dict[str, Quantised] = field(default_factory=dict)  # integer tensor → how it reads
+    dequantised: dict[str, int] = field(default_factory=dict)  # its real reading → the node
     unknown: dict[str, list[str]] = field(default_factory=dict)  # operator without rule → nodes
 
     def __str__(self) -> str:

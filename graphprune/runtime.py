@@ -29,8 +29,19 @@ LOOK_UPS = {
 INDEX_KEEPERS = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Clip"}
 
 
-def session(model: Model, threads: int = 0, provider: str = "cpu", optimise: bool = True) -> Any:
-    """An ``InferenceSession``; 0 threads leaves the number to ONNX Runtime.
+# A product with weights of few bits may otherwise round its other input to 8 bits, in blocks.
+IN_FLOATS = ("session.qdq_matmulnbits_accuracy_level", "1")
+
+
+def session(
+    model: Model,
+    threads: int = 0,
+    provider: str = "cpu",
+    optimise: bool = True,
+    precise: bool = False,
+) -> Any:
+    """An ``InferenceSession``; 0 threads leaves the number to ONNX Runtime. ``precise`` ones round
+    nothing that the model does not say.
 
     Raises ``ModelError`` with ONNX Runtime's own words where it refuses the model.
     """
@@ -41,6 +52,8 @@ def session(model: Model, threads: int = 0, provider: str = "cpu", optimise: boo
     options.intra_op_num_threads = threads
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if precise:
+        options.add_session_config_entry(*IN_FLOATS)
     providers = [_provider(provider, ort.get_available_providers())]
     try:
         if model.weight_bytes <= PROTOBUF_LIMIT:
@@ -68,8 +81,8 @@ def _provider(name: str, available: Sequence[str]) -> str:
 
 
 def opened(model: Model) -> Callable[[Feeds], list[Array]]:
-    """The model as a function from inputs to outputs."""
-    runner = session(model)
+    """The model as a function from inputs to outputs, for proofs."""
+    runner = session(model, precise=True)
     return lambda feeds: run_session(runner, feeds)
 
 
@@ -102,7 +115,8 @@ def _size_hint(runner: Any) -> str:
 
 
 def random_inputs(model: Model, shapes: Shapes, seed: int = 0) -> dict[str, Array]:
-    """Standard normal floats; integers below the size of the table that they index; true."""
+    """Standard normal floats; bytes of any value; integers below the size of the table that they
+    index; true."""
     rng = np.random.default_rng(seed)
     feeds: dict[str, Array] = {}
     for value in model.inputs:
@@ -110,6 +124,9 @@ def random_inputs(model: Model, shapes: Shapes, seed: int = 0) -> dict[str, Arra
         shape = shapes.inputs[value.name]
         if dtype.kind == "f":
             feeds[value.name] = rng.standard_normal(shape).astype(dtype)
+        elif dtype.kind in "iu" and dtype.itemsize == 1:  # pictures and quantised activations
+            span = np.iinfo(dtype)
+            feeds[value.name] = rng.integers(span.min, span.max, shape, dtype, endpoint=True)
         elif dtype.kind in "iu":
             bound = _index_bound(model, shapes, value.name)
             feeds[value.name] = rng.integers(0, bound, shape).astype(dtype)

@@ -149,7 +149,7 @@ def test_json_is_one_document_on_stdout(resnet: Path, labelled: Path, tmp_path: 
 
 def test_absent_values_are_null(run: Run, small: Path) -> None:
     document = read_json(run(small, *HALF, "--no-verify", "--no-measure", "--json").out)
-    assert document["verified"] == {"passed": None, "relative_error": None}
+    assert set(document["verified"].values()) == {None}
     assert document["ratio"]["latency"] is None
     for side in ("before", "after"):
         assert document[side]["accuracy"] is document[side]["latency_ms"] is None

@@ -16,6 +16,7 @@ from graphprune.criteria.normalise import NORMALISE
 from graphprune.criteria.surgeon import Consumer
 from graphprune.errors import UsageError
 from graphprune.model import Array, Model
+from graphprune.quantisation import real
 from graphprune.relations import Role
 
 Scores = NDArray[np.float64]
@@ -112,7 +113,9 @@ def _parts(
         if role not in criterion.roles:
             continue
         if loaded is None or loaded[0] != axis.tensor:
-            loaded = axis.tensor, model.array(axis.tensor)
+            how = coupling.relations.quantised.get(axis.tensor)
+            array = model.array(axis.tensor) if how is None else real(model, axis.tensor, how)
+            loaded = axis.tensor, array
         assert criterion.element is not None
         elements = criterion.element(loaded[1].astype(np.float32), axis.index, scoring.seed)
         at = axis.index if elements.ndim > 1 else 0

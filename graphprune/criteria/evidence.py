@@ -75,7 +75,11 @@ def gather(
     effect = _Effect(original, held if len(held) else fit, max(FEWEST, int(most)))
     known: dict[str, Moments] = {}
     evidence: dict[int, Evidence] = {}
-    todo = [linear for linear in linears(original) if linear.weight in groups_of]
+    todo = [
+        linear
+        for linear in linears(original, original.constant_names)
+        if linear.weight in groups_of
+    ]
     last: tuple[object, Moments] | None = None
     for number, linear in enumerate(todo):
         progress(number / len(todo))
@@ -120,7 +124,7 @@ def _readers(analysis: Analysis, original: Model) -> dict[int, list[_Reader]]:
     for group in coupling.groups:
         group_of[group.units] = group.index
     readers: dict[int, list[_Reader]] = {}
-    for linear in linears(original):
+    for linear in linears(original, original.constant_names):
         if linear.weight not in slots:
             continue
         units = coupling.unit_of(slots[linear.weight][linear.contracted_axis].slots)

@@ -18,8 +18,8 @@ from graphprune.linear import (
     Linear,
     Matrix,
     inputs_at,
-    linears,
     positions,
+    repairable,
     rewritten,
     stored,
 )
@@ -53,9 +53,11 @@ def reconstruct(damage: Damage, form: str = AFFINE) -> tuple[Model, tuple[Repair
     work = with_biases(damage.pruned)
     dirty = dirty_tensors(damage.original, work)
     todo = [
-        linear for linear in linears(work) if linear.x in dirty and not _keeps_all(damage, linear)
+        linear
+        for linear in repairable(work)
+        if linear.x in dirty and not _keeps_all(damage, linear)
     ]
-    originals = {linear.weight: linear for linear in linears(damage.original)}
+    originals = {linear.weight: linear for linear in repairable(damage.original)}
     before = Frontier(damage.original, damage.feeds, damage.memory / 2)
     after = Frontier(work, damage.feeds, damage.memory / 2)
     left = {linear.node for linear in todo}
@@ -77,7 +79,7 @@ def reconstruct(damage: Damage, form: str = AFFINE) -> tuple[Model, tuple[Repair
         reports.append(report)
         after.weights |= stored(work, changed[-1], after.weights)
         left.discard(linear.node)
-    by_weight = {linear.weight: linear for linear in linears(damage.pruned)}
+    by_weight = {linear.weight: linear for linear in repairable(damage.pruned)}
     final = [(by_weight[linear.weight], matrix, bias) for linear, matrix, bias in changed]
     return rewritten(damage.pruned, final), tuple(reports)
 
@@ -93,7 +95,7 @@ def _keeps_all(damage: Damage, linear: Linear) -> bool:
 
 def with_biases(model: Model) -> Model:
     """The model with a bias of zeros in every linear operator that has none."""
-    bare = [linear for linear in linears(model) if linear.bias is None]
+    bare = [linear for linear in repairable(model) if linear.bias is None]
     matrices = [linear.matrix(model) for linear in bare]
     zeros = [np.zeros(matrix.shape[:2]) for matrix in matrices]
     return rewritten(model, list(zip(bare, matrices, zeros, strict=True)))

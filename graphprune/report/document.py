@@ -45,7 +45,11 @@ def result_document(result: Result, model: str | Path, output: str | Path | None
             "bytes": _ratio(after.bytes, before.bytes),
             "latency": latency,
         },
-        "verified": {"passed": verdict.passed, "relative_error": verdict.relative_error},
+        "verified": {
+            "passed": verdict.passed,
+            "relative_error": verdict.relative_error,
+            "relative_error_with_rounding": verdict.rounding,
+        },
         "output_difference": verdict.output_difference,
         "latency_quartiles": verdict.latency_ratio and list(verdict.latency_ratio[1:]),
         "pinned": [asdict(pin) for pin in result.pinned],

@@ -55,7 +55,12 @@ def result_table(result: Result) -> RenderableType:
     if verdict.output_difference is not None:
         table.add_row("largest output difference", "", "", f"{verdict.output_difference:.3g}")
     if verdict.relative_error is not None:
-        table.add_row("verified in ONNX Runtime", "", "yes", f"error {verdict.relative_error:.1e}")
+        table.add_row(
+            "verified in ONNX Runtime",
+            "",
+            "yes",
+            f"error {verdict.relative_error:.1e}{verdict.remark}",
+        )
     seconds = ", ".join(f"{name} {value:.2f}" for name, value in result.seconds.items())
     lines: list[RenderableType] = [table]
     if result.pinned:

@@ -16,6 +16,7 @@ from graphprune.rules import (
     movement,
     normalisation,
     pooling,
+    quantised,
     recurrent,
 )
 from graphprune.rules.op import Op, RefusedError, Rule, Table
@@ -35,6 +36,7 @@ BUILTIN: Rules = {
     **attention.table,
     **contrib.table,
     **recurrent.table,
+    **quantised.table,
 }
 
 

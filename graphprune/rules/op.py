@@ -12,6 +12,7 @@ import onnx
 from onnx import helper
 
 from graphprune.model import Array
+from graphprune.quantisation import Quantised
 from graphprune.relations import (
     Contraction,
     Count,
@@ -60,6 +61,8 @@ class Op:
     values: tuple[Array | None, ...]
     constant: tuple[bool, ...]
     relations: Relations
+    places: tuple[int, ...] = ()  # where inputs stand in the node, if a view shows only some
+    integers: tuple[Quantised | None, ...] = ()  # how inputs read that are quantised
 
     # --- what the node says ---
 
@@ -96,6 +99,10 @@ class Op:
             raise RefusedError(f"output {index} is absent")
         return tensor
 
+    def place(self, index: int) -> int:
+        """Where input ``index`` stands in the node."""
+        return self.places[index] if index < len(self.places) else index
+
     def value(self, index: int) -> Array | None:
         """The value of an input where shapes and constants decide it."""
         return self.values[index] if index < len(self.values) else None
@@ -108,7 +115,8 @@ class Op:
         value = self.value(index)
         if value is not None:
             return [int(v) for v in value.reshape(-1)]
-        if index < len(self.node.input) and self.node.input[index]:
+        place = self.place(index)
+        if place < len(self.node.input) and self.node.input[place]:
             raise RefusedError(f"input {index} ({attr}) is not known before run time")
         return None
 
@@ -165,7 +173,9 @@ class Op:
     def contract(self, index: int, axis: int) -> None:
         """The node sums over this axis of input ``index``: zeros there are as good as absence."""
         slots = self.input(index)[axis].slots
-        self.relations.contractions.append(Contraction(self.index, index, axis, slots))
+        how = self.integers[index] if index < len(self.integers) else None
+        contraction = Contraction(self.index, self.place(index), axis, slots, how)
+        self.relations.contractions.append(contraction)
         self.relations.roles.append((slots, Role.CONSUMER))
         self.free(slots)
 
@@ -212,7 +222,13 @@ class Op:
     ) -> None:
         """One element of input ``index`` is the number of surviving slots."""
         self.relations.counts.append(
-            Count(self.index, _flat(slots), input=index, element=element, negative=negative)
+            Count(
+                self.index,
+                _flat(slots),
+                input=self.place(index),
+                element=element,
+                negative=negative,
+            )
         )
 
     def default(self, attr: str, value: float, slots: Slotted) -> None:
@@ -221,7 +237,14 @@ class Op:
 
     def renumber(self, index: int, slots: Slotted) -> None:
         """Input ``index`` holds positions along these slots."""
-        self.relations.renumbers.append(Renumber(self.index, _flat(slots), index))
+        self.relations.renumbers.append(Renumber(self.index, _flat(slots), self.place(index)))
+
+    def quantised(self, index: int, how: Quantised) -> None:
+        """Input ``index`` is an integer tensor that stands for real numbers."""
+        name = self.input(index).name
+        known = self.relations.quantised.get(name)
+        if known is None or known.scale is None:
+            self.relations.quantised[name] = how
 
     def heads(self, axis: Slotted) -> None:
         """This axis counts heads: a Reshape that splits into heads carries removals here."""

@@ -13,7 +13,7 @@ from math import prod
 import onnx
 from onnx import numpy_helper
 
-from graphprune.coupling import FLOAT_TYPES
+from graphprune.cost import WEIGHT_TYPES
 from graphprune.model import Model
 from graphprune.pipeline import Change, Context, PassResult
 
@@ -23,8 +23,8 @@ LARGEST = 1 << 16  # elements of a matrix that is looked into
 
 @dataclass(frozen=True)
 class SeparateVectors:
-    """A float initialiser with one axis longer than 1, or filled with one number, and several
-    readers is copied per reader."""
+    """A float initialiser (or zero points) with one axis longer than 1, or filled with one number,
+    and several readers is copied per reader."""
 
     name: str = "separate_vectors"
 
@@ -35,7 +35,7 @@ class SeparateVectors:
         kept = {value.name for value in model.outputs} | {v.name for v in model.graph.input}
         for name, tensor in model.initializers.items():
             uses = model.consumers.get(name, [])
-            if len(uses) < 2 or tensor.data_type not in FLOAT_TYPES or name in kept:
+            if len(uses) < 2 or tensor.data_type not in WEIGHT_TYPES or name in kept:
                 continue
             if any(position == -1 for _, position in uses) or not _says_nothing(tensor):
                 continue
