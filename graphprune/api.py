@@ -191,9 +191,9 @@ def _carried_out(
             "repair",
             lambda progress: repaired(studied, repair, done.model, decision.removed, progress),
         )
-    shared = _run(prepared, share, model)
+    shared = _run(prepared, share, model.opened)
     changes = (*done.changes, *shared.changes)
-    return _Made(plan, decision, shared.model, changes, repairs, error)
+    return _Made(plan, decision, shared.model.closed, changes, repairs, error)
 
 
 def apply(

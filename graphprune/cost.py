@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from graphprune.control import ENTER, is_open, regions
+from graphprune.control_shapes import attribute
 from graphprune.coupling import FLOAT_TYPES, Coupling, Mask
 from graphprune.model import Model, tensor_bytes
 from graphprune.shapes import Shapes
@@ -112,12 +116,13 @@ def cost_model(model: Model, shapes: Shapes, coupling: Coupling) -> CostModel:
         raw[kind].append((coefficient, places, owner))
 
     slots = coupling.relations.slots.tensors
+    turns = _turns(model, shapes)
     for macs in coupling.relations.macs:
-        enter("macs", 1.0, macs.factors, macs.node)
+        enter("macs", turns[macs.node], macs.factors, macs.node)
         node = model.nodes[macs.node]
         for name in (*node.input, *node.output):
             if name in slots and name not in model.constant_names:
-                enter("traffic", 1.0, [axis.slots for axis in slots[name]], macs.node)
+                enter("traffic", turns[macs.node], [axis.slots for axis in slots[name]], macs.node)
     stored = 0
     for i, (name, tensor) in enumerate(model.initializers.items()):
         axes = [axis.slots for axis in slots[name]] if name in slots else []
@@ -134,13 +139,36 @@ def cost_model(model: Model, shapes: Shapes, coupling: Coupling) -> CostModel:
         generated = node.op_type == "ConstantOfShape" and name in model.constant_names
         if generated and name in slots and shapes.dtype[name] in FLOAT_TYPES:
             enter("params", 1.0, [axis.slots for axis in slots[name]], i)
-    overhead = float(model.skeleton.ByteSize())
+    overhead = float(model.closed.skeleton.ByteSize())
     length = np.array([*(len(e) for e in extents), 1], dtype=np.float64)
     width = coupling.widths([*extents, np.empty(0, np.int64)])
     terms = {kind: _pack(entries, len(extents)) for kind, entries in raw.items()}
     return CostModel(
         length, width, terms, {"macs": 0.0, "params": 0.0, "bytes": overhead, "traffic": 0.0}
     )
+
+
+def _turns(model: Model, shapes: Shapes) -> list[float]:
+    """How often each node counts: in a Loop or Scan once for every turn, as far as the number is
+    known. Both branches of an If count, since either may run."""
+    times: dict[str, float] = {}
+    for node in model.nodes:
+        if is_open(node) and node.op_type == ENTER:
+            times[node.output[0]] = _trips(node, shapes)
+    return [math.prod(times[token] for token in inside) for inside in regions(model.nodes)]
+
+
+def _trips(enter: onnx.NodeProto, shapes: Shapes) -> float:
+    kind = attribute(enter, "of", b"").decode()
+    if kind == "Loop":
+        most = shapes.value.get(enter.input[0])
+        return 1.0 if most is None else float(max(0, most.reshape(-1)[0]))
+    if kind == "Scan":
+        scans = int(attribute(enter, "num_scan_inputs", 0))
+        first = shapes.shape.get(enter.input[len(enter.input) - scans])
+        axis = attribute(enter, "scan_input_axes", [0])[0]
+        return 1.0 if not first else float(first[axis])
+    return 1.0
 
 
 def _pack(entries: list[tuple[float, list[int], int]], one: int) -> _Terms:

@@ -38,8 +38,9 @@ class Prepared:
         ]
 
     def folded(self, model: Model) -> Model:
-        """``model`` with BatchNormalization folded where that is exact; names stay."""
-        return self.registry.passes["fold_batch_norm"]().run(model, self.context).model
+        """``model`` with BatchNormalization folded where that is exact; names stay. Bodies are in
+        their place: calibration and repair run parts of the graph."""
+        return self.registry.passes["fold_batch_norm"]().run(model, self.context).model.closed
 
 
 def registry() -> Registry:

@@ -12,7 +12,8 @@ from onnx import TensorProto, helper
 from graphprune.errors import ModelError
 from graphprune.gradient.rules import RULES, Step, StopError
 from graphprune.gradient.tape import Tape, Value
-from graphprune.model import Model, bodies, captured, label, set_initializer
+from graphprune.control import bodies
+from graphprune.model import Model, captured, label, set_initializer
 from graphprune.shapes import Shapes
 
 FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}

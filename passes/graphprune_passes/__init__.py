@@ -6,6 +6,7 @@ from graphprune.plugins import Plugin
 from graphprune.repair import REPAIRS
 from graphprune_passes.fold_batch_norm import FoldBatchNorm
 from graphprune_passes.lift_constants import LiftConstants
+from graphprune_passes.open_bodies import OpenBodies
 from graphprune_passes.remove_channels import RemoveChannels
 from graphprune_passes.separate_vectors import SeparateVectors
 from graphprune_passes.share_vectors import ShareVectors
@@ -13,7 +14,14 @@ from graphprune_passes.share_vectors import ShareVectors
 plugin = Plugin(
     name="builtin",
     criteria=(*OBSERVED, *CRITERIA),
-    passes=(LiftConstants, SeparateVectors, RemoveChannels, ShareVectors, FoldBatchNorm),
+    passes=(
+        OpenBodies,
+        LiftConstants,
+        SeparateVectors,
+        RemoveChannels,
+        ShareVectors,
+        FoldBatchNorm,
+    ),
     repairs=REPAIRS,
-    prepare=(LiftConstants(), SeparateVectors()),
+    prepare=(OpenBodies(), LiftConstants(), SeparateVectors()),
 )
