@@ -272,6 +272,7 @@ def _judge(studied: Study, made: _Made, options: Options, clock: Clock) -> Resul
     verdict = replace(verdict, relative_error=made.error, passed=passed)
     _gates(verdict, options)
     before, after = _summaries(prepared, made, verdict)
+    inside = [] if studied.inputs is None else prepared.body_notes
     return Result(
         made.model.assemble(),
         made.plan,
@@ -281,7 +282,7 @@ def _judge(studied: Study, made: _Made, options: Options, clock: Clock) -> Resul
         after,
         tuple(pinned_reasons(analysis)),
         analysis.cost.in_reach("macs"),
-        (*analysis.shapes.notes, *prepared.unknown_notes, *made.decision.notes),
+        (*analysis.shapes.notes, *prepared.unknown_notes, *inside, *made.decision.notes),
         clock.seconds,
         None if studied.inputs is None else studied.inputs.source,
         made.repairs,

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from graphprune.control import ENTER, is_open, regions
-from graphprune.control_shapes import attribute, parts
+from graphprune.control import ENTER, is_open, parts, regions
+from graphprune.control_shapes import attribute
 from graphprune.coupling import Coupling, Mask
 from graphprune.model import Model, set_initializer
 from graphprune.shapes import Shapes
@@ -52,7 +52,8 @@ def rewritten_branches(
     """The bodies in which a node reads a weight that loses slots, and that may not run by
     themselves: branches, and loops whose first turn nothing promises."""
     lost = {axis.tensor for axis in coupling.parameters if not alive[axis.slots].all()}
-    uncertain, rival = set(), {}
+    uncertain: set[str] = set()
+    rival: dict[str, str] = {}
     for node in model.nodes:
         if not is_open(node):
             continue

@@ -159,7 +159,7 @@ def _renamed(info: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
 def _signature(
     opened: Opened, body: onnx.GraphProto, alias: Alias, into: onnx.GraphProto
 ) -> None:
-    """Names and types of what a body takes and gives; the shapes are kept with all others."""
+    """Names and types of what a body takes and gives; shapes are kept with those of the graph."""
     into.name, into.doc_string = body.name, body.doc_string
     into.metadata_props.extend(body.metadata_props)
     for values, kept in ((body.input, into.input), (body.output, into.output)):
@@ -168,8 +168,9 @@ def _signature(
             if value.name in alias.maps[0] and value.HasField("type"):
                 opened.infos.append(_renamed(value, name))
             bare = _renamed(value, name)
-            if bare.type.HasField("tensor_type"):
-                bare.type.tensor_type.ClearField("shape")
+            tensor = bare.type.tensor_type
+            if any(dim.dim_value != 1 for dim in tensor.shape.dim):  # single numbers stay so
+                tensor.ClearField("shape")
             kept.append(bare)
 
 
@@ -235,16 +236,40 @@ def _closed(
     return result
 
 
+@dataclass(frozen=True)
+class Parts:
+    """A control-flow node's inputs by what they mean. ``bodies``: each body's token and outputs."""
+
+    own: list[str]
+    bodies: list[tuple[str, list[str]]]
+
+
+def parts(node: onnx.NodeProto) -> Parts:
+    """What an opened If, Loop or Scan reads."""
+    signatures = [a.g for a in node.attribute if a.type == AttributeProto.GRAPH]
+    names = list(node.input)
+    position = len(names) - sum(1 + len(graph.output) for graph in signatures)
+    own, found = names[:position], []
+    for graph in signatures:
+        stop = position + 1 + len(graph.output)
+        found.append((names[position], names[position + 1 : stop]))
+        position = stop
+    return Parts(own, found)
+
+
 def regions(nodes: Sequence[onnx.NodeProto]) -> list[tuple[str, ...]]:
     """For every node, the tokens of the bodies that it is in, the outermost first. A control-flow
     node is outside its own bodies, their ``Enter`` inside."""
-    inside: tuple[str, ...] = ()
     found = []
-    for node in nodes:
-        if is_open(node) and node.op_type == ENTER:
-            inside = (*inside, node.output[0])
-        elif is_open(node):
-            count = sum(a.type == AttributeProto.GRAPH for a in node.attribute)
-            inside = inside[: len(inside) - count]
-        found.append(inside)
-    return found
+    inside: list[list[str]] = []  # backwards: of each node around, the bodies not yet passed
+    for node in reversed(nodes):
+        found.append(tuple(tokens[-1] for tokens in inside))
+        if not is_open(node):
+            continue
+        if node.op_type != ENTER:
+            inside.append([token for token, _ in parts(node).bodies])
+            continue
+        inside[-1].pop()
+        if not inside[-1]:
+            inside.pop()
+    return found[::-1]

@@ -12,33 +12,12 @@ from typing import Any
 
 import onnx
 from numpy.typing import NDArray
-from onnx import AttributeProto, TensorProto, helper
+from onnx import TensorProto, helper
 
-from graphprune.control import ENTER
+from graphprune.control import ENTER, Parts, parts
 from graphprune.model import Model
 
 Type = onnx.TypeProto
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A control-flow node's inputs by what they mean. ``bodies``: each body's token and outputs."""
-
-    own: list[str]
-    bodies: list[tuple[str, list[str]]]
-
-
-def parts(node: onnx.NodeProto) -> Parts:
-    """What an opened If, Loop or Scan reads."""
-    signatures = [a.g for a in node.attribute if a.type == AttributeProto.GRAPH]
-    names = list(node.input)
-    position = len(names) - sum(1 + len(graph.output) for graph in signatures)
-    own, found = names[:position], []
-    for graph in signatures:
-        stop = position + 1 + len(graph.output)
-        found.append((names[position], names[position + 1 : stop]))
-        position = stop
-    return Parts(own, found)
 
 
 @dataclass

@@ -46,7 +46,7 @@ def zeroed(model: Model, shapes: Shapes, coupling: Coupling, alive: Mask) -> Mod
         )
         node.input[contraction.input] = product
     order = [n for i, node in enumerate(nodes) for n in (*inserted.get(i, ()), node)]
-    return model.with_graph(order, [*model.initializers.values(), *masks], value_info=[])
+    return model.with_graph(order, [*model.initializers.values(), *masks])
 
 
 def sliced(tensors: Mapping[str, Array], coupling: Coupling, alive: Mask) -> dict[str, Array]:

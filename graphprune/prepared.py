@@ -9,8 +9,9 @@ import onnx
 
 from graphprune.analysis import Analysis, Scope
 from graphprune.cache import Cache
+from graphprune.control import regions
 from graphprune.errors import UsageError
-from graphprune.model import Model
+from graphprune.model import Model, label
 from graphprune.pipeline import Context, Pipeline
 from graphprune.plugins import Registry, collect, installed
 from graphprune.storage import load, source_bytes
@@ -35,6 +36,23 @@ class Prepared:
         return [
             f"no rule for {name}: {len(nodes)} node(s) pinned, first {nodes[0]!r}"
             for name, nodes in sorted(self.analysis.relations.unknown.items())
+        ]
+
+    @property
+    def body_notes(self) -> list[str]:
+        """What the report says of bodies where calibration inputs decided and repaired the rest."""
+        model, coupling = self.analysis.model, self.analysis.coupling
+        free = {a.tensor for a in coupling.parameters if (coupling.unit_of(a.slots) >= 0).any()}
+        inside = [
+            node
+            for node, bodies in zip(model.nodes, regions(model.nodes), strict=True)
+            if bodies and free.intersection(node.input)
+        ]
+        if not inside:
+            return []
+        return [
+            f"{len(inside)} node(s) with weights inside bodies of control flow, first "
+            f"{label(inside[0])!r}: scored by weights alone and not repaired"
         ]
 
     def folded(self, model: Model) -> Model:

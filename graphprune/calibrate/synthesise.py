@@ -42,8 +42,8 @@ def synthesise(
     white), their range as in ``preprocess``, else inferred from the model.
 
     Other floats are half Gaussian noise, half 1/f along the last axis; integers that index a table
-    uniform ids, or 0 where it has two rows (types); other integers what they are compared with, else
-    one, and booleans one (masks).
+    uniform ids, or 0 where it has two rows (types); other integers what they are compared with,
+    else one, as booleans (masks).
     Raises ``UsageError`` for an unknown kind or an input that nothing can be made up for.
     """
     if kind not in KINDS:

@@ -8,14 +8,22 @@ pinned. What a body captures needs no rule: its readers are nodes like others.
 
 from __future__ import annotations
 
-from graphprune.control import DOMAIN
-from graphprune.control_shapes import parts
-from graphprune.rules.op import Op, Table
-from graphprune.slots import SlotTensor
+from collections.abc import Iterable
+
+from graphprune.control import DOMAIN, parts
+from graphprune.relations import Pin
+from graphprune.rules.op import Op, RefusedError, Table
+from graphprune.slots import Axis, SlotTensor
 
 table = Table()
 
 Slots = SlotTensor | None
+
+
+@table.rule("If", "Loop", "Scan", "SequenceMap")
+def closed(op: Op) -> None:
+    """Not laid open: Scan before opset 9, sparse initialisers, or another operator with bodies."""
+    raise RefusedError("its body cannot be laid open")
 
 
 @table.rule("Enter", domain=DOMAIN)
@@ -23,6 +31,7 @@ def enter(op: Op) -> None:
     """A body's own inputs: the state of a Loop or Scan, and one position of what a Scan reads."""
     kind = op.attr("of")
     formal = op.y[1:]
+    _free(op, op.x)
     if kind == "Loop":
         for x, inner in zip(op.x[2:], formal[2:], strict=True):
             _carry(op, x, inner)
@@ -39,6 +48,7 @@ def enter(op: Op) -> None:
 def if_(op: Op) -> None:
     """Outputs are one branch's. A branch that the analysed sizes rule out says nothing where its
     shape does not fit."""
+    _free(op, op.x[:1])
     outcome = op.value(0)
     then, other = _given(op)
     ruled_out = None
@@ -56,6 +66,7 @@ def if_(op: Op) -> None:
 @table.rule("Loop", domain=DOMAIN)
 def loop(op: Op) -> None:
     """State: the same before and after; further outputs have one position for each turn."""
+    _free(op, op.x[:2])
     initial = op.x[2 : len(parts(op.node).own)]
     (given,) = _given(op)
     outcome, stacked = given[1 : 1 + len(initial)], given[1 + len(initial) :]
@@ -69,7 +80,9 @@ def loop(op: Op) -> None:
 @table.rule("Scan", domain=DOMAIN)
 def scan(op: Op) -> None:
     """As Loop; outputs are stacked along axes of their own."""
-    states = len(parts(op.node).own) - int(op.attr("num_scan_inputs"))
+    own = len(parts(op.node).own)
+    states = own - int(op.attr("num_scan_inputs"))
+    _free(op, op.x[states:own])
     (given,) = _given(op)
     for before, after, y in zip(op.x[:states], given[:states], op.y, strict=False):
         _carry(op, before, after)
@@ -92,31 +105,32 @@ def _given(op: Op) -> list[tuple[Slots, ...]]:
 def _carry(op: Op, a: Slots, b: Slots) -> None:
     """The same value on both sides of a body's border; nothing where no one reads it there."""
     if a is None or b is None:
-        for tensor in (a, b):
-            op.free(*(tensor or ()))
-        return
+        return _free(op, (a, b))
     if a.shape == b.shape:
         return op.same(a, b)
-    for axis in (*a, *b):
-        op.pin(axis, f"carried across the border of a body of {_kind(op)} in differing shapes")
+    _pin(op, (*a, *b), "different or unknown shapes on the two sides of a body's border")
 
 
 def _stack(op: Op, one: Slots, all_: Slots, axis: int) -> None:
     """``all_`` has ``one`` at each position along ``axis``."""
     if one is None or all_ is None:
-        for tensor in (one, all_):
-            op.free(*(tensor or ()))
-        return
+        return _free(op, (one, all_))
     if all_.rank != one.rank + 1:
-        for other in (*one, *all_):
-            op.pin(other, f"stacked by {_kind(op)} in an unknown shape")
-        return
+        return _pin(op, (*one, *all_), "stacked in an unknown shape")
     along = axis % all_.rank
-    op.pin(all_[along], "one position for each turn")
+    _pin(op, [all_[along]], "one position for each turn")
     rest = [other for other in all_ if other.index != along]
     for a, b in zip(one, rest, strict=True):
         op.tie(a, b)
 
 
-def _kind(op: Op) -> str:
-    return str(op.attr("of") or op.type)
+def _free(op: Op, tensors: Iterable[Slots]) -> None:
+    """Whatever else is said of them elsewhere."""
+    for tensor in tensors:
+        op.free(*(tensor or ()))
+
+
+def _pin(op: Op, axes: Iterable[Axis], reason: str) -> None:
+    """Pins named after the control-flow operator, on both borders of its bodies."""
+    kind = op.attr("of") or op.type
+    op.relations.pins += [Pin(axis.slots, f"{kind}: {reason}", op.index) for axis in axes]
