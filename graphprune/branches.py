@@ -46,9 +46,7 @@ class Branches:
             todo = rest
 
 
-def rewritten_branches(
-    model: Model, shapes: Shapes, coupling: Coupling, alive: Mask
-) -> Branches:
+def rewritten_branches(model: Model, shapes: Shapes, coupling: Coupling, alive: Mask) -> Branches:
     """The bodies in which a node reads a weight that loses slots, and that may not run by
     themselves: branches, and loops whose first turn nothing promises."""
     lost = {axis.tensor for axis in coupling.parameters if not alive[axis.slots].all()}

@@ -156,9 +156,7 @@ def _renamed(info: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
     return new
 
 
-def _signature(
-    opened: Opened, body: onnx.GraphProto, alias: Alias, into: onnx.GraphProto
-) -> None:
+def _signature(opened: Opened, body: onnx.GraphProto, alias: Alias, into: onnx.GraphProto) -> None:
     """Names and types of what a body takes and gives; shapes are kept with those of the graph."""
     into.name, into.doc_string = body.name, body.doc_string
     into.metadata_props.extend(body.metadata_props)

@@ -253,6 +253,7 @@ def captured(node: onnx.NodeProto) -> set[str]:
     names: set[str] = set()
     for body in bodies(node):
         local = {v.name for v in body.input} | {t.name for t in body.initializer}
+        local |= {t.values.name for t in body.sparse_initializer}
         for inner in body.node:
             names.update(n for n in inner.input if n and n not in local)
             names.update(n for n in captured(inner) if n not in local)

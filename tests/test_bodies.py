@@ -15,9 +15,10 @@ from onnx import TensorProto, helper, parser
 from graphprune.api import apply, prepare, prune
 from graphprune.branches import rewritten_branches
 from graphprune.check import check_rule
-from graphprune.control import ENTER, is_open
-from graphprune.errors import VerificationError
-from graphprune.model import Model, bodies
+from graphprune.control import bodies, regions
+from graphprune.cut import cut
+from graphprune.errors import ModelError, VerificationError
+from graphprune.model import Model
 from graphprune.storage import load
 from graphprune.validate import verify
 
@@ -39,8 +40,9 @@ LAW = {
         """h = MatMul(x, w)
            z = If(c) <then_branch = t () => (float[2,7] p) {
                  m = Tanh(h)
-                 p = If(d) <then_branch = tt () => (float[2,7] q) { q = MatMul(m, a) },
-                            else_branch = te () => (float[2,7] q) { k = Neg(m) q = MatMul(k, b) }> },
+                 p = If(d)
+                   <then_branch = tt () => (float[2,7] q) { q = MatMul(m, a) },
+                    else_branch = te () => (float[2,7] q) { k = Neg(m) q = MatMul(k, b) }> },
                else_branch = e () => (float[2,7] p) { p = MatMul(h, a) }>
            y = MatMul(z, v)"""),
     "Loop": ("bool c, float[2,6] x, float[6,6] w, float[6,5] v, float[6,3] u",
@@ -63,7 +65,8 @@ LAW = {
              "float[2,5] y, float[2,4,6] all",
         """f, all = Scan<num_scan_inputs = 1, scan_output_axes = [1], body = b
                  (float[2,6] s, float[2,3] one) => (float[2,6] o, float[2,6] each)
-                 { k = MatMul(s, u) j = MatMul(one, w) m = Add(k, j) o = Tanh(m) each = Neg(o) }>(h, x)
+                 { k = MatMul(s, u) j = MatMul(one, w) m = Add(k, j)
+                   o = Tanh(m) each = Neg(o) }>(h, x)
            y = MatMul(f, v)"""),
     "Loop captures": ("float[2,6] x, float[6,8] w, float[8,6] u, float[6,5] v", "float[2,5] y",
         """n = Constant<value = int64 {2}>() h = MatMul(x, w) g = Tanh(h)
@@ -90,9 +93,7 @@ def feeds_for(model: onnx.ModelProto, condition: bool) -> dict[str, Any]:
         shape = [d.dim_value for d in value.type.tensor_type.shape.dim]
         is_bool = value.type.tensor_type.elem_type == TensorProto.BOOL
         feeds[value.name] = (
-            np.full(shape, condition)
-            if is_bool
-            else RNG.standard_normal(shape).astype(np.float32)
+            np.full(shape, condition) if is_bool else RNG.standard_normal(shape).astype(np.float32)
         )
     return feeds
 
@@ -209,7 +210,6 @@ def test_macs_of_bodies() -> None:
         assert analysis.cost.of(analysis.nothing_removed).macs == expected
 
 
-
 PINNED = {
     "If: different or unknown shapes": parsed(
         "bool c, float[2,6] x, float[6,4] v", "float[?,4] y",
@@ -241,11 +241,8 @@ def test_pinned_with_a_reason(reason: str, tmp_path: Path, run: Any) -> None:
 
 def broken(flat: Model, token: str) -> Model:
     """One weight that is read in the body of this token, changed."""
-    inside = False
-    for node in flat.nodes:
-        if is_open(node) and node.op_type == ENTER:
-            inside = node.output[0] == token
-        if inside and node.op_type in ("Conv", "MatMul", "Gemm"):
+    for node, inside in zip(flat.nodes, regions(flat.nodes), strict=True):
+        if inside[-1:] == (token,) and node.op_type in ("Conv", "MatMul", "Gemm"):
             name = next(n for n in node.input if n in flat.initializers)
             tensors = dict(flat.initializers)
             new = onnx.numpy_helper.from_array(-flat.array(name), name)
@@ -262,8 +259,6 @@ def test_wrong_cut_of_either_branch_is_caught(choice: int) -> None:
     removed = np.zeros(analysis.coupling.n_units, bool)
     for group in analysis.coupling.groups:
         removed[group.units[:1]] = len(group) > 1
-    from graphprune.cut import cut
-
     alive = analysis.coupling.alive(removed)
     model, _ = cut(analysis.model, analysis.shapes, analysis.coupling, alive)
     assert verify(analysis, model, removed) <= 1e-4
@@ -277,7 +272,7 @@ def test_loop_without_a_turn_is_proved_too() -> None:
     """The loop's condition is false on all inputs that the proof would take."""
     b = Builder()
     w, v = b.weight(6, 6), b.weight(6, 6)
-    model = parsed("float[2,6] x, float[6,6] %s, float[6,6] %s" % (w, v), "float[2,6] y", f"""
+    model = parsed(f"float[2,6] x, float[6,6] {w}, float[6,6] {v}", "float[2,6] y", f"""
         big = Constant<value = float {{100}}>() m = ReduceMax<keepdims=0>(x) go0 = Greater(m, big)
         y = Loop(, go0, x) <body = b (int64 i, bool go, float[2,6] s) => (bool on, float[2,6] o)
             {{ n = ReduceMin<keepdims=0>(s) on = Greater(n, big)
@@ -290,12 +285,164 @@ def test_loop_without_a_turn_is_proved_too() -> None:
     analysis = prepared.analysis
     removed = np.zeros(analysis.coupling.n_units, bool)
     removed[0] = True
-    from graphprune.cut import cut
-
     alive = analysis.coupling.alive(removed)
     smaller, _ = cut(analysis.model, analysis.shapes, analysis.coupling, alive)
-    (path,) = rewritten_branches(
-        analysis.model, analysis.shapes, analysis.coupling, alive
-    ).paths
+    (path,) = rewritten_branches(analysis.model, analysis.shapes, analysis.coupling, alive).paths
     with pytest.raises(VerificationError):
         verify(analysis, broken(smaller, path[0]), removed)
+
+
+def test_names_that_bodies_share_or_hide() -> None:
+    """Both branches use the same names for other things; one hides a name of the graph."""
+    model = as_if(random_cnn(2), random_cnn(7))
+    flat = load(model).opened
+    written = [name for node in flat.nodes for name in node.output if name]
+    assert len(set(written)) == len(written)
+    hiding = parsed("bool c, float[2,6] x, float[6,8] w, float[8,5] v", "float[2,5] y",
+        """h = MatMul(x, w)
+           z = If(c) <then_branch = t () => (float[2,8] p) { k = Neg(h) h = Relu(k) p = Neg(h) },
+                      else_branch = e () => (float[2,8] p) { x = Relu(h) p = Tanh(x) }>
+           y = MatMul(z, v)""")  # fmt: skip
+    for condition in (True, False):  # closed again no name is hidden, so ONNX Runtime takes it
+        feeds = feeds_for(hiding, condition)
+        h = feeds["x"] @ feeds["w"]
+        z = -np.maximum(-h, 0) if condition else np.tanh(np.maximum(h, 0))
+        (y,) = outputs_of(load(hiding).opened.assemble(), feeds)
+        np.testing.assert_allclose(y, z @ feeds["v"], rtol=1e-4, atol=1e-5)
+
+
+def test_bodies_that_give_what_they_did_not_make() -> None:
+    """Constants, one value twice, an outer value through Identity: ONNX Runtime wants each output
+    of a body made in it, and once."""
+    model = parsed("bool c, float[2,6] x", "float[2,6] y, float[2,6] z",
+        """k = Constant<value = float[6] {1, 2, 3, 4, 5, 6}>()
+           s = Constant<value = int64[2] {2, 6}>()
+           y, z = If(c) <then_branch = t () => (float[2,6] p, float[2,6] q)
+                            { a = Add(x, k) p = Identity(a) q = Identity(a) },
+                         else_branch = e () => (float[2,6] p, float[2,6] q)
+                            { b = Identity(k) p = Expand(k, s) q = Add(x, b) }>""")  # fmt: skip
+    feeds = feeds_for(model, False)
+    normal = prepare(model).analysis.model
+    expected, actual = outputs_of(model, feeds), outputs_of(normal.assemble(), feeds)
+    for a, b in zip(expected, actual, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    bare = parsed("bool c, float[2] x", "float[2] y",
+        """y = If(c) <then_branch = t () => (float[2] p)
+                            { p = Constant<value = float[2] {1, 2}>() },
+                      else_branch = e () => (float[2] p) { p = Identity(x) }>""")  # fmt: skip
+    for condition in (True, False):
+        feeds = feeds_for(bare, condition)
+        for a, b in zip(
+            outputs_of(bare, feeds),
+            outputs_of(prepare(bare).analysis.model.assemble(), feeds),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(a, b)
+
+
+FUNCTIONS = """<ir_version: 8, opset_import: ["": 17, "loc": 1]>
+g (bool c, float[2,6] x, float[6,8] w, float[8,8] a, float[8,5] v) => (float[2,5] y) {
+  h = MatMul(x, w) k = loc.outer<slope = 0.3>(c, h, a) y = MatMul(k, v)
+}
+<domain: "loc", opset_import: ["": 17, "loc": 1]>
+inner<alpha>(z, w) => (o) { t = MatMul(z, w) o = LeakyRelu<alpha: float = @alpha>(t) }
+<domain: "loc", opset_import: ["": 17, "loc": 1]>
+outer<slope>(c, z, w) => (o) {
+  o = If(c)
+    <then_branch = t () => (float[2,8] p)
+       { q = loc.inner<alpha: float = @slope>(z, w) p = Neg(q) },
+     else_branch = e () => (float[2,8] p)
+       { q = MatMul(z, w) p = loc.inner<alpha: float = @slope>(q, w) }>
+}"""
+
+
+@pytest.mark.parametrize("condition", [True, False])
+def test_functions_are_inlined(condition: bool) -> None:
+    """In bodies, with attributes, one calling another, with control flow of their own."""
+    model = parser.parse_model(FUNCTIONS)
+    feeds = feeds_for(model, condition)
+    inlined = load(model)
+    assert not inlined.skeleton.functions
+    for a, b in zip(outputs_of(model, feeds), outputs_of(inlined.assemble(), feeds), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    assert check_rule(model, feeds).passed
+
+
+def function_of(opset: int, body: str) -> onnx.ModelProto:
+    return parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17, "loc": 1]>
+        g (float[2,6] x) => (float[2,6] y) {{ y = loc.f(x) }}
+        <domain: "loc", opset_import: ["": {opset}, "loc": 1]> f(z) => (o) {{ {body} }}""")
+
+
+def test_functions_of_another_opset_are_converted() -> None:
+    model = load(function_of(11, "o = Softmax<axis=1>(z)"))
+    assert [node.op_type for node in model.nodes] == ["Softmax"]
+
+
+def test_recursive_functions_are_refused() -> None:
+    with pytest.raises(ModelError, match="functions are invalid"):
+        load(function_of(17, "o = loc.f(z)"))
+
+
+def nested(depth: int) -> onnx.ModelProto:
+    """An If in the then-branch of an If, and so on; two products in every else-branch."""
+    model = parsed("bool c, float[2,8] x", "float[2,8] y", "y = Identity(x)")
+    place = model.graph
+    for level in range(depth):
+        place.node[0].CopyFrom(helper.make_node("If", ["c"], [place.output[0].name], f"if{level}"))
+        names = ("then_branch", "else_branch")
+        branches = [place.node[0].attribute.add(name=n, type=5) for n in names]
+        for branch in branches:
+            branch.g.name = branch.name
+            out = helper.make_tensor_value_info(f"o{level}", TensorProto.FLOAT, [2, 8])
+            branch.g.output.append(out)
+        b = Builder(level)
+        w, v = b.weight(8, 8), b.weight(8, 8)
+        other = branches[1].g
+        other.initializer.extend(b.initializers)
+        other.node.append(helper.make_node("MatMul", ["x", w], ["h"]))
+        other.node.append(helper.make_node("MatMul", ["h", v], [f"o{level}"]))
+        place = branches[0].g
+        place.node.append(helper.make_node("Identity", ["x"], [f"o{level}"]))
+    return model
+
+
+def test_as_deep_as_protobuf_goes() -> None:
+    model = nested(30)
+    result = prune(model, flops=0.5, **WEIGHTS)
+    assert result.verdict.passed
+    assert result.after.macs <= 0.5 * result.before.macs
+    onnx.ModelProto.FromString(result.model.SerializeToString())
+
+
+def test_deeper_than_protobuf_goes() -> None:
+    with pytest.raises(ModelError):
+        prune(nested(60), flops=0.5, **WEIGHTS)
+
+
+def test_bodies_that_stay_closed() -> None:
+    """A body with a sparse initialiser: what it reads is pinned."""
+    b = Builder(opset=17)
+    h = b.add("MatMul", "x", b.weight(6, 8))
+    dense = helper.make_graph(
+        [helper.make_node("Add", [h, "s"], ["o"])], "b", [],
+        [helper.make_tensor_value_info("o", TensorProto.FLOAT, [2, 8])],
+    )  # fmt: skip
+    values = onnx.numpy_helper.from_array(np.ones(1, np.float32), "s")
+    places = onnx.numpy_helper.from_array(np.zeros(1, np.int64), "s_i")
+    sparse = onnx.GraphProto()
+    sparse.CopyFrom(dense)
+    sparse.sparse_initializer.append(helper.make_sparse_tensor(values, places, [8]))
+    dense.initializer.append(onnx.numpy_helper.from_array(np.ones(8, np.float32), "s"))
+    y = b.add("If", "c", then_branch=sparse, else_branch=dense)
+    graph = helper.make_graph(
+        b.nodes, "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 6]),
+         helper.make_tensor_value_info("c", TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info(y, TensorProto.FLOAT, [2, 8])], b.initializers,
+    )  # fmt: skip
+    opset = [helper.make_opsetid("", 17)]
+    prepared = prepare(helper.make_model(graph, opset_imports=opset, ir_version=8))
+    assert prepared.analysis.coupling.n_units == 0
+    reasons = [pin.reason for pin in prepared.analysis.coupling.pins]
+    assert "captured by the body of If" in reasons

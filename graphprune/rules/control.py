@@ -12,18 +12,12 @@ from collections.abc import Iterable
 
 from graphprune.control import DOMAIN, parts
 from graphprune.relations import Pin
-from graphprune.rules.op import Op, RefusedError, Table
+from graphprune.rules.op import Op, Table
 from graphprune.slots import Axis, SlotTensor
 
 table = Table()
 
 Slots = SlotTensor | None
-
-
-@table.rule("If", "Loop", "Scan", "SequenceMap")
-def closed(op: Op) -> None:
-    """Not laid open: Scan before opset 9, sparse initialisers, or another operator with bodies."""
-    raise RefusedError("its body cannot be laid open")
 
 
 @table.rule("Enter", domain=DOMAIN)
