@@ -94,7 +94,7 @@ def forced(model: Model, taken: frozenset[str]) -> Model:
             _force(model, node, chosen[1], [place[t] for t, _ in parts(node).bodies], nodes)
     constants = {ZERO: np.array(0), TRUE: np.array(True), FIRST: np.array([0])}
     tensors = [set_initializer(name, value) for name, value in constants.items()]
-    return model.with_graph(nodes, [*model.initializers.values(), *tensors], value_info=[])
+    return model.with_graph(nodes, [*model.initializers.values(), *tensors])
 
 
 def _force(
