@@ -18,6 +18,7 @@ from graphprune.control import ENTER, Parts, parts
 from graphprune.model import Model
 
 Type = onnx.TypeProto
+LARGEST_COUNT = 2**31 - 1  # a Loop beyond it counts as endless: something else must stop it
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Flow:
     begin: dict[str, int] = field(default_factory=dict)  # token → position of its Enter
     carried: dict[str, list[str]] = field(default_factory=dict)  # token → the body's own names
     changing: set[str] = field(default_factory=set)
+    turns: dict[str, int] = field(default_factory=dict)  # token → how often the body runs, if known
 
     def passed(self, node: onnx.NodeProto, position: int) -> int | None:
         """Types of the node's outputs in ``found``; where to go back to, if that is needed."""
@@ -84,13 +86,15 @@ class Flow:
         again = self._unsettled(carried, given[1:])
         if again:
             return self.begin[token]
-        steps = self.iterations(read, self.carried[token][1], given[0])
+        steps = self._iterations(read, self.carried[token][1], given[0])
+        if steps is not None:
+            self.turns[token] = steps
         ends = [self._type(name) for name in carried]
         ends += [_with_axis(self._type(n), 0, steps) for n in given[1 + len(carried) :]]
         self.found = dict(zip(node.output, ends, strict=False))
         return None
 
-    def iterations(self, read: Parts, condition: str, given: str) -> int | None:
+    def _iterations(self, read: Parts, condition: str, given: str) -> int | None:
         """How often a Loop runs, where that is known: up to its count, if nothing stops it."""
         most = self.value.get(read.own[0]) if read.own else None
         starts = len(read.own) < 2 or not read.own[1] or self._is_true(read.own[1])
@@ -99,7 +103,8 @@ class Flow:
         goes_on = given == condition or self._is_true(given)
         if most is None or not starts or not goes_on:
             return None
-        return max(0, int(most.reshape(-1)[0]))
+        count = max(0, int(most.reshape(-1)[0]))
+        return count if count <= LARGEST_COUNT else None
 
     def _copied(self, name: str) -> str | None:
         """What an Identity that writes ``name`` reads."""
@@ -120,6 +125,8 @@ class Flow:
         axes = attribute(node, "scan_input_axes", [0] * scans)
         first = shape_of(self._type(read.own[states]))
         steps = None if first is None else first[axes[0]]
+        if steps is not None:
+            self.turns[token] = steps
         ends = [self._type(name) for name in given[:states]]
         outputs = given[states:]
         places = attribute(node, "scan_output_axes", [0] * len(outputs))

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from graphprune.control import ENTER, is_open, regions
-from graphprune.control_shapes import attribute
+from graphprune.control import regions
 from graphprune.coupling import FLOAT_TYPES, Coupling, Mask
 from graphprune.model import Model, tensor_bytes
 from graphprune.shapes import Shapes
@@ -151,24 +149,10 @@ def cost_model(model: Model, shapes: Shapes, coupling: Coupling) -> CostModel:
 def _turns(model: Model, shapes: Shapes) -> list[float]:
     """How often each node counts: in a Loop or Scan once for every turn, as far as the number is
     known. Both branches of an If count, since either may run."""
-    times: dict[str, float] = {}
-    for node in model.nodes:
-        if is_open(node) and node.op_type == ENTER:
-            times[node.output[0]] = _trips(node, shapes)
-    return [math.prod(times[token] for token in inside) for inside in regions(model.nodes)]
-
-
-def _trips(enter: onnx.NodeProto, shapes: Shapes) -> float:
-    kind = attribute(enter, "of", b"").decode()
-    if kind == "Loop":
-        most = shapes.value.get(enter.input[0])
-        return 1.0 if most is None else float(max(0, most.reshape(-1)[0]))
-    if kind == "Scan":
-        scans = int(attribute(enter, "num_scan_inputs", 0))
-        first = shapes.shape.get(enter.input[len(enter.input) - scans])
-        axis = attribute(enter, "scan_input_axes", [0])[0]
-        return 1.0 if not first else float(first[axis])
-    return 1.0
+    return [
+        float(math.prod(shapes.turns.get(token, 1) for token in inside))
+        for inside in regions(model.nodes)
+    ]
 
 
 def _pack(entries: list[tuple[float, list[int], int]], one: int) -> _Terms:

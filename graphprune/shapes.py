@@ -7,7 +7,7 @@ Symbolic dimensions are given a size first, so that Reshape, Slice and their lik
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -46,6 +46,7 @@ class Shapes:
     inputs: dict[str, Shape]
     symbolic: dict[str, tuple[int, ...]] = field(default_factory=dict)  # input → symbolic axes
     notes: tuple[str, ...] = ()
+    turns: dict[str, int] = field(default_factory=dict)  # loop body → how often it runs, if known
 
 
 def infer(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Shapes:
@@ -75,7 +76,7 @@ def infer(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Shap
             f"symbolic dimensions of {', '.join(open_names)} taken as {size_text}; "
             "give others with --input-shape NAME:1,3,224,224"
         )
-    return Shapes(last.shape, last.dtype, last.value, last.inputs, symbolic, tuple(notes))
+    return replace(last, symbolic=symbolic, notes=tuple(notes))
 
 
 def declared(value: onnx.ValueInfoProto) -> list[int | None] | None:
@@ -182,7 +183,7 @@ def _walk(model: Model, inputs: Mapping[str, Shape]) -> Shapes:
             _fold(node, model, types, value)
     shape = {name: _shape(proto) for name, proto in types.items()}
     dtype = {name: proto.tensor_type.elem_type for name, proto in types.items()}
-    return Shapes(shape, dtype, value, dict(inputs))
+    return Shapes(shape, dtype, value, dict(inputs), turns=flow.turns)
 
 
 def _size(shape: Shape | None) -> int:

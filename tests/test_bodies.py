@@ -194,15 +194,20 @@ def test_default_run_on_one_big_if() -> None:
 
 
 def test_macs_of_bodies() -> None:
-    """Both branches count; a Loop or Scan counts every turn."""
+    """Both branches count; a Loop or Scan counts every turn, or one where only its data stop it."""
     inside = "k = MatMul(s, w) o = Tanh(k)"
     loop = parsed("float[2,6] x, float[6,6] w", "float[2,6] y", f"""
         n = Constant<value = int64 {{7}}>()
         y = Loop(n, , x) <body = b (int64 i, bool go, float[2,6] s) => (bool on, float[2,6] o)
             {{ on = Identity(go) {inside} }}>""")  # fmt: skip
     once = 2 * 6 * 6
+    endless = parsed("float[2,6] x, float[6,6] w, bool go0", "float[2,6] y", f"""
+        n = Constant<value = int64 {{9223372036854775807}}>()
+        y = Loop(n, go0, x) <body = b (int64 i, bool go, float[2,6] s) => (bool on, float[2,6] o)
+            {{ on = Not(go) {inside} }}>""")  # fmt: skip
     for model, expected in (
         (loop, 7 * once),
+        (endless, once),
         (parsed(*LAW["If inside If"]), 2 * 6 * 8 + 3 * 2 * 8 * 7 + 2 * 7 * 5),
         (parsed(*LAW["Scan"]), 4 * (2 * 6 * 6 + 2 * 3 * 6) + 2 * 6 * 5),
     ):
