@@ -15,6 +15,7 @@ from graphprune.analysis import pinned_reasons
 from graphprune.budget import SLACK, Decision
 from graphprune.cache import Cache, beside
 from graphprune.cost import count_params
+from graphprune.coupling import Mask
 from graphprune.criteria import Scoring
 from graphprune.errors import AccuracyGateError, LatencyGateError, UsageError
 from graphprune.model import Model
@@ -30,7 +31,7 @@ from graphprune.search import best_weights, smallest_within
 from graphprune.storage import load, source_bytes
 from graphprune.study import Progress, Study, repaired, study
 from graphprune.targets import choose
-from graphprune.validate import Verdict, measure, scorer_of, verify
+from graphprune.validate import Verdict, measure, scorer_of, verify, verify_normal
 
 __all__ = ["analyse", "apply", "plan", "prepare", "prune", "registry"]
 
@@ -178,9 +179,8 @@ def _carried_out(
     done = clock("cut", lambda _: _run(prepared, remove, prepared.analysis.model))
     error = None
     if options.verify:  # law 3 holds for the cut itself, so before any weight is repaired
-        seed = options.scoring.seed
         error = clock(
-            "verify", lambda _: verify(prepared.analysis, done.model, decision.removed, seed)
+            "verify", lambda _: _verified(prepared, done.model, decision.removed, options)
         )
     model = done.model
     repairs: tuple[Repaired, ...] = ()
@@ -255,6 +255,12 @@ def _planned_inputs(given: Mapping[str, Any]) -> Mapping[str, Any]:
     ):
         raise UsageError("the plan's calibration inputs are malformed", hint="Make a new plan.")
     return inputs
+
+
+def _verified(prepared: Prepared, result: Model, removed: Mask, options: Options) -> float:
+    seed = options.scoring.seed
+    verify_normal(prepared.original, prepared.analysis, seed)
+    return verify(prepared.analysis, result, removed, seed)
 
 
 def _run(prepared: Prepared, step: Pass, model: Model) -> PassResult:

@@ -175,6 +175,11 @@ def couple(
     )
 
 
+def tied(relations: Relations) -> NDArray[np.int32]:
+    """Component of every slot by the ties alone: no fold is settled."""
+    return _merge([(tie.a, tie.b) for tie in relations.ties], [], relations.total)[0]
+
+
 def parameter_axes(model: Model, shapes: Shapes, relations: Relations) -> list[Axis]:
     """Axes (longer than 1) of the float constants that meet the data: what a unit is made of."""
     constants = model.constant_names

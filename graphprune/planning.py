@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from graphprune.analysis import pinned_reasons
+from graphprune.analysis import Analysis, pinned_reasons
 from graphprune.budget import Decision, allocate
 from graphprune.criteria import Criterion, Scores, Scoring, score
 from graphprune.criteria.evidence import Evidence
-from graphprune.errors import NothingPrunableError, UsageError
+from graphprune.errors import NothingPrunableError, TargetError, UsageError
 from graphprune.options import Options
 from graphprune.plan import Plan, make_plan
 from graphprune.prepared import Prepared
@@ -23,6 +23,7 @@ from graphprune.targets import choose
 from graphprune.version import __version__
 
 FALLBACK = "l1"
+WORTH_NAMING, MOST_REASONS = 0.005, 8  # share of the MACs, and lines, where a budget is missed
 Margins = Mapping[str, float]  # kind of cost → what the result has beyond the cost model's count
 
 
@@ -89,6 +90,8 @@ def decide(
         )
     except NothingPrunableError as error:
         raise _explained(error, prepared) from error
+    except TargetError as error:
+        raise TargetError(error.what, error.where, _held(analysis) + error.hint) from error
 
 
 def rehearse(prepared: Prepared, options: Options) -> None:
@@ -156,6 +159,13 @@ def _as_scores(prepared: Prepared, found: Mapping[int, Evidence]) -> Scores:
         least = 1e-12 * max(float(curve[-1]), 1e-12)  # keeps the order where the curve is flat
         scores[group.units[order]] = curve + least * np.arange(len(curve))
     return scores
+
+
+def _held(analysis: Analysis) -> str:
+    """What keeps the rest in place, and how much each reason is worth, a line each."""
+    found = [pin for pin in pinned_reasons(analysis) if pin.macs >= WORTH_NAMING][:MOST_REASONS]
+    lines = [f"{pin.macs:6.1%} of the MACs: {pin.reason}, at {pin.where}\n  " for pin in found]
+    return "".join(["What stays, and why:\n  ", *lines]) if lines else ""
 
 
 def _explained(error: NothingPrunableError, prepared: Prepared) -> NothingPrunableError:

@@ -126,6 +126,23 @@ def _smaller_sizes(shapes: Shapes) -> list[dict[str, Shape]]:
     return [] if halved == shapes.inputs else [halved]
 
 
+def verify_normal(original: Model, analysis: Analysis, seed: int = 0) -> None:
+    """Where preparing a model has rewritten weights, it must compute what it did before.
+
+    Raises ``VerificationError`` beyond the tolerance.
+    """
+    normal = analysis.model
+    if all(normal.initializers.get(n, t) is t for n, t in original.initializers.items()):
+        return
+    feeds = random_inputs(normal, analysis.shapes, seed)
+    error = compare_outputs(session(original, 1), session(normal, 1), feeds)
+    if not error <= tolerance(analysis):
+        raise VerificationError(
+            f"the prepared model differs from the given one by {error:.2e}",
+            hint="Nothing was written. This is a defect of graphprune: please report the model.",
+        )
+
+
 def other_sizes(shapes: Shapes) -> list[dict[str, Shape]]:
     """The same inputs with other values for their symbolic axes: batch 2, and larger ones."""
     if not any(shapes.symbolic.values()):

@@ -13,6 +13,7 @@ from graphs import Builder
 from onnx import TensorProto, helper
 from PIL import Image
 
+from graphprune.batch_norm import BatchNorm
 from graphprune.calibrate import Preprocess, batches, files, open_samples, ranges, synthesise
 from graphprune.calibrate.pictures import KINDS
 from graphprune.calibrate.preprocess import PictureInput, picture_inputs
@@ -436,7 +437,7 @@ def test_range_is_read_off_the_stored_statistics(
 def test_evidence_is_perfect_where_it_should_be() -> None:
     rng = np.random.default_rng(0)
     mean, variance = rng.standard_normal(6), rng.random(6) + 0.5
-    layer = ranges.Layer("x", mean, variance)
+    layer = BatchNorm("x", "y", mean, mean, mean, variance, 0.0)
     assert ranges.mismatch([layer], [(mean, variance)]) == pytest.approx(0, abs=1e-9)
     assert ranges.mismatch([layer], [(mean + 1, variance)]) > 0.2
     assert ranges.imbalance([(0 * mean, variance)]) == 0

@@ -463,6 +463,12 @@ def test_exit_4(run: Run, small: Path) -> None:
     assert untouched(small, before)
 
 
+def test_a_missed_budget_says_what_stays_and_what_it_is_worth(run: Run, small: Path) -> None:
+    ran = run(small, *WEIGHTS, "--target-flops", 0.0001)
+    assert ran.code == 4 and not small.with_name("model.pruned.onnx").exists()
+    assert "% of the MACs: graph input 'x'" in ran.err
+
+
 def test_allow_miss_comes_near_and_says_so(run: Run, small: Path) -> None:
     ran = run(small, *WEIGHTS, "--target-flops", 0.0001, "--allow-miss", "--no-measure")
     assert ran.code == 0

@@ -7,9 +7,9 @@ import onnx.parser
 import pytest
 from onnx import helper, numpy_helper
 
+from graphprune.batch_norm import batch_norms
 from graphprune.calibrate.match import (
     Matched,
-    batch_norms,
     class_scores,
     match_predictions,
     match_statistics,

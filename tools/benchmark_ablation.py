@@ -1,6 +1,6 @@
 """What each ingredient of accuracy without training is worth: take one away, prune, evaluate.
 
-    python tools/benchmark_ablation.py MODEL.onnx --calib FILE.npz --eval FILE.npz
+    python tools/benchmark_ablation.py MODEL.onnx --calib FILE.npz --eval FILE.npz [--only A,B]
 
 The first row is the default on the given samples. Every other row changes one thing. Ingredients
 that are no options of the program are taken away here, by replacing a function of it.
@@ -25,6 +25,7 @@ from rich.table import Table
 from graphprune import api
 from graphprune.calibrate import synthesise
 from graphprune.calibrate.taps import tapped
+from graphprune.least_squares import offset
 from graphprune.linear import linears
 from graphprune.oracle import sliced
 from graphprune.repair.damage import Damage
@@ -70,6 +71,21 @@ def ridge_to_zero() -> Iterator[None]:
 def fixed_ridge() -> Iterator[None]:
     """One ridge for all operators, none chosen on samples held out."""
     with patch.object(module, "best_ridge", lambda f, h, w: 1e-2):
+        yield
+
+
+@contextmanager
+def statistics_matched() -> Iterator[None]:
+    """Outputs get the variance of the original's, which a least-squares fit shrinks."""
+    solved = module.solved
+
+    def rescaled(moments: Any, weights: Any, ridge: float) -> Any:
+        matrix, _ = solved(moments, weights, ridge)
+        variance = np.einsum("gmd,gmd->gm", matrix @ moments.xx, matrix)
+        matrix = matrix * np.sqrt(moments.tt / np.maximum(variance, 1e-12))[:, :, None]
+        return matrix, offset(moments, matrix)
+
+    with patch.object(module, "solved", rescaled):
         yield
 
 
@@ -162,6 +178,7 @@ ROWS = (
     Row("affine term", "weights alone", patched=without_bias),
     Row("ridge target", "zero", patched=ridge_to_zero),
     Row("ridge", "0.01 for all", patched=fixed_ridge),
+    Row("statistics of producers", "variance restored", patched=statistics_matched),
     Row("residual sums", "own outputs matched", patched=without_sum),
     Row("Relu", "all targets matched", patched=without_relu),
     Row("inputs", "white noise", kind="white"),
@@ -179,13 +196,17 @@ def main() -> None:
     parser.add_argument("--calib", type=Path, required=True)
     parser.add_argument("--eval", type=Path, required=True, dest="labelled")
     parser.add_argument("--target-flops", type=float, default=0.5)
+    parser.add_argument("--only", help="comma-separated ingredients; the default is always run")
     given = parser.parse_args()
+    wanted = given.only.split(",") if given.only else [row.ingredient for row in ROWS]
     table = Table(title=f"{given.model.stem}, {given.target_flops:g} of the MACs, top-1 in %")
     for name in ("ingredient", "instead", "top-1", "against the default"):
         table.add_column(name, justify="left" if name in ("ingredient", "instead") else "right")
     console = Console(width=100)
     first = None
     for row in ROWS:
+        if row is not ROWS[0] and row.ingredient not in wanted:
+            continue
         with tempfile.TemporaryDirectory() as work:
             top = 100 * measured(given, row, Path(work))
         first = top if first is None else first

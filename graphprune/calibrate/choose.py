@@ -8,14 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from graphprune.batch_norm import batch_norms
 from graphprune.cache import Cache
 from graphprune.calibrate import Preprocess, Samples, open_samples
-from graphprune.calibrate.match import (
-    batch_norms,
-    class_scores,
-    match_predictions,
-    match_statistics,
-)
+from graphprune.calibrate.match import class_scores, match_predictions, match_statistics
 from graphprune.calibrate.preprocess import PictureInput, picture_inputs
 from graphprune.calibrate.samples import Chunked
 from graphprune.calibrate.synthesise import opened_sizes

@@ -21,10 +21,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from graphprune.batch_norm import BatchNorm, batch_norms
 from graphprune.errors import ModelError, UsageError
 from graphprune.gradient import gradient
 from graphprune.gradient.tape import Tape, Value
-from graphprune.model import Array, Model, label
+from graphprune.model import Array, Model
 from graphprune.runtime import Feeds, input_dtype, random_inputs, run_session, session
 from graphprune.shapes import Shape, Shapes, declared, infer
 
@@ -39,17 +40,6 @@ PICTURE = (2, 3)  # axes of height and width in NCHW
 
 
 @dataclass(frozen=True)
-class BatchNorm:
-    """An inference-form BatchNormalization: its input, and what it stored of that, [channels]."""
-
-    node: str
-    tensor: str
-    mean: NDArray[np.float64]
-    variance: NDArray[np.float64]
-    epsilon: float
-
-
-@dataclass(frozen=True)
 class Matched:
     """Optimised inputs, the loss before and after (without the total variation), and the operators
     that the gradient could not pass."""
@@ -58,23 +48,6 @@ class Matched:
     loss_before: float
     loss_after: float
     stopped: tuple[str, ...]
-
-
-def batch_norms(model: Model) -> list[BatchNorm]:
-    """All BatchNormalization nodes with constant statistics, in order."""
-    found = []
-    for node in model.nodes:
-        if node.op_type != "BatchNormalization" or any(node.output[1:]):
-            continue
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if attributes.get("training_mode", 0) or not model.constant_names.issuperset(
-            node.input[3:5]
-        ):
-            continue
-        mean, variance = (model.array(name).astype(np.float64) for name in node.input[3:5])
-        epsilon = float(attributes.get("epsilon", 1e-5))
-        found.append(BatchNorm(label(node), node.input[0], mean, variance, epsilon))
-    return found
 
 
 def class_scores(model: Model, shapes: Shapes) -> str | None:
@@ -258,7 +231,7 @@ def _statistics_loss(model: Model, search: _Search, layers: Sequence[BatchNorm])
     share = 1 / len(search.parts)
     means, squares = [], []
     for layer in layers:
-        x = _value(tape, shapes, layer.tensor)
+        x = _value(tape, shapes, layer.x)
         x = x if x.dtype == TensorProto.FLOAT else x.cast(TensorProto.FLOAT)
         axes = [axis for axis in range(x.rank) if axis != 1]
         count = prod(x.shape[axis] for axis in axes)
@@ -271,7 +244,7 @@ def _statistics_loss(model: Model, search: _Search, layers: Sequence[BatchNorm])
     variance = (square - mean * mean).op("Relu")  # rounding may leave it just below zero
     epsilon = np.concatenate([np.full(len(layer.mean), layer.epsilon) for layer in layers])
     stored = np.concatenate([layer.mean for layer in layers])
-    spread = np.concatenate([layer.variance for layer in layers]) + epsilon
+    spread = np.concatenate([layer.spread for layer in layers])
     weight = np.concatenate([np.full(len(n.mean), 1 / len(n.mean) / len(layers)) for n in layers])
     off = mean - mean.constant(stored)
     ratio = ((variance + mean.constant(epsilon)) / mean.constant(spread)).op("Log")

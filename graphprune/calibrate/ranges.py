@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
+from graphprune.batch_norm import BatchNorm, batch_norm
 from graphprune.calibrate.preprocess import PictureInput, Preprocess
 from graphprune.calibrate.samples import Samples, batches
 from graphprune.calibrate.taps import tapped
@@ -49,15 +49,6 @@ class Evidence:
     judge: Callable[[Sequence[Moments]], float]  # 0 is perfect
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A normalisation with stored statistics: the tensor it reads, and what it expects there."""
-
-    reads: str
-    mean: Floats  # [channels]
-    variance: Floats  # [channels], epsilon included
-
-
 def candidates(channels: int) -> tuple[Preprocess, ...]:
     """The usual ranges for pictures of that many channels, the most common one first."""
     fractions, bytes_ = (UNIT, SYMMETRIC, CENTRED), (BYTES, CENTRED_BYTES)
@@ -88,20 +79,21 @@ def evidence(model: Model, shapes: Shapes) -> Evidence | None:
     """What a model tells of its inputs: stored statistics, else how its biases balance."""
     layers = first_layers(model)
     if layers:
-        reads = [layer.reads for layer in layers]
+        reads = [layer.x for layer in layers]
         return Evidence(reads, lambda moments: mismatch(layers, moments))
     reads = _biased_convolutions(model, shapes)[1:]
     return None if len(reads) < FEWEST_CONVOLUTIONS else Evidence(reads, imbalance)
 
 
-def first_layers(model: Model) -> list[Layer]:
-    """The first normalisations, in order, whose mean and variance are stored in the model."""
+def first_layers(model: Model) -> list[BatchNorm]:
+    """The first normalisations of inner tensors, in order, with stored mean and variance."""
     products = np.cumsum([node.op_type in PRODUCTS for node in model.nodes])
     early = [node for node, before in zip(model.nodes, products, strict=True) if before <= EARLY]
-    return [layer for node in early if (layer := _layer(model, node))][:FIRST_LAYERS]
+    found = (batch_norm(model, node) for node in early)
+    return [layer for layer in found if layer and layer.x in model.producer][:FIRST_LAYERS]
 
 
-def mismatch(layers: Sequence[Layer], found: Sequence[Moments]) -> float:
+def mismatch(layers: Sequence[BatchNorm], found: Sequence[Moments]) -> float:
     """How far moments (m, v) are from the stored (μ, σ²); 0 where they agree.
 
     Mean over layers and channels of log(1 + (m − μ)²/(σ² + ε) + log(v/(σ² + ε))²): the logarithm
@@ -109,8 +101,8 @@ def mismatch(layers: Sequence[Layer], found: Sequence[Moments]) -> float:
     """
     scores = []
     for layer, (mean, variance) in zip(layers, found, strict=True):
-        ratio = np.log((variance + TINY) / layer.variance)
-        distance = (mean - layer.mean) ** 2 / layer.variance + ratio**2
+        ratio = np.log((variance + TINY) / layer.spread)
+        distance = (mean - layer.mean) ** 2 / layer.spread + ratio**2
         scores.append(float(np.log1p(distance).mean()))
     return float(np.mean(scores))
 
@@ -124,20 +116,6 @@ def imbalance(found: Sequence[Moments]) -> float:
     centred pictures its balance only ever improves with their scale.
     """
     return float(np.mean([np.log1p(m**2 / (v + TINY)).mean() for m, v in found]))
-
-
-def _layer(model: Model, node: onnx.NodeProto) -> Layer | None:
-    constants = list(node.input[1:])
-    if node.op_type != "BatchNormalization" or node.domain or len(constants) != 4:
-        return None
-    if not set(constants) <= model.constant_names or node.input[0] not in model.producer:
-        return None
-    settings = {a.name: a for a in node.attribute}
-    if "training_mode" in settings and settings["training_mode"].i:
-        return None
-    epsilon = settings["epsilon"].f if "epsilon" in settings else 1e-5
-    mean, variance = (model.array(name).astype(np.float64) for name in constants[2:])
-    return Layer(node.input[0], mean, variance + epsilon)
 
 
 def _biased_convolutions(model: Model, shapes: Shapes) -> list[str]:

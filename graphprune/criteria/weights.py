@@ -7,12 +7,12 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
+from graphprune.batch_norm import EPSILON
 from graphprune.criteria import Criterion, Part
 from graphprune.model import Array
 from graphprune.relations import Role
 
 Scores = NDArray[np.float64]
-EPSILON = 1e-5  # BatchNormalization's default, under the root of the variance
 
 
 def absolute(weights: Array, axis: int, seed: int) -> Array:

@@ -4,6 +4,7 @@ from graphprune.criteria.observed import OBSERVED
 from graphprune.criteria.weights import CRITERIA
 from graphprune.plugins import Plugin
 from graphprune.repair import REPAIRS
+from graphprune_passes.align_groups import AlignGroups
 from graphprune_passes.fold_batch_norm import FoldBatchNorm
 from graphprune_passes.lift_constants import LiftConstants
 from graphprune_passes.open_bodies import OpenBodies
@@ -18,10 +19,11 @@ plugin = Plugin(
         OpenBodies,
         LiftConstants,
         SeparateVectors,
+        AlignGroups,
         RemoveChannels,
         ShareVectors,
         FoldBatchNorm,
     ),
     repairs=REPAIRS,
-    prepare=(OpenBodies(), LiftConstants(), SeparateVectors()),
+    prepare=(OpenBodies(), LiftConstants(), SeparateVectors(), AlignGroups()),
 )
