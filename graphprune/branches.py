@@ -10,8 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from graphprune.control import ENTER, is_open, parts, regions
-from graphprune.control_shapes import attribute
+from graphprune.control import ENTER, attribute, is_open, parts, regions
 from graphprune.coupling import Coupling, Mask
 from graphprune.model import Model, set_initializer
 from graphprune.shapes import Shapes

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx
 from onnx import AttributeProto, helper
@@ -78,16 +79,47 @@ def open_bodies(
 
 
 def _openable(node: onnx.NodeProto, opset: int) -> bool:
-    """If, Loop and Scan with dense initialisers in which nothing else has bodies."""
-    if not bodies(node):
-        return False
+    """If, Loop and Scan that are sound, with dense initialisers, in which nothing else has bodies.
+
+    Anything else stays as it is: what its bodies read is pinned.
+    """
     if node.op_type not in OPENABLE or node.domain not in ("", "ai.onnx"):
         return False
     if node.op_type == "Scan" and opset < SCAN_WITHOUT_BATCH:
         return False
-    return not any(body.sparse_initializer for body in bodies(node)) and all(
-        _openable(inner, opset) for body in bodies(node) for inner in body.node if bodies(inner)
+    inside = bodies(node)
+    return (
+        _is_sound(node)
+        and not any(body.sparse_initializer for body in inside)
+        and all(_openable(inner, opset) for body in inside for inner in body.node if bodies(inner))
     )
+
+
+def _is_sound(node: onnx.NodeProto) -> bool:
+    """Whether the node and its bodies take and give as many values as belong together."""
+    graphs = {a.name: a.g for a in node.attribute if a.type == AttributeProto.GRAPH}
+    if len(graphs) != len(bodies(node)):
+        return False
+    taken, given = len(node.input), len(node.output)
+    if node.op_type == "If":
+        named = graphs.keys() == {"then_branch", "else_branch"}
+        return named and taken == 1 and all(len(g.output) == given for g in graphs.values())
+    if graphs.keys() != {"body"}:
+        return False
+    formal, results = len(graphs["body"].input), len(graphs["body"].output)
+    if node.op_type == "Loop":
+        return taken <= formal and 2 <= formal <= results + 1 and results == given + 1
+    scans = int(attribute(node, "num_scan_inputs", 0))
+    axes = len(attribute(node, "scan_input_axes", [0] * scans))
+    states = taken - scans
+    places = len(attribute(node, "scan_output_axes", [0] * (results - states)))
+    fits = taken == formal and results == given and 0 <= states <= results
+    return fits and scans > 0 and axes == scans and places == results - states
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    found = next((a for a in node.attribute if a.name == name), None)
+    return default if found is None else helper.get_attribute_value(found)
 
 
 def _open(opened: Opened, node: onnx.NodeProto, alias: Alias) -> None:

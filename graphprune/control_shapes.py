@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from graphprune.control import ENTER, Parts, parts
+from graphprune.control import ENTER, Parts, attribute, parts
 from graphprune.model import Model
 
 Type = onnx.TypeProto
@@ -123,8 +123,8 @@ class Flow:
         if again:
             return self.begin[token]
         axes = attribute(node, "scan_input_axes", [0] * scans)
-        first = shape_of(self._type(read.own[states]))
-        steps = None if first is None else first[axes[0]]
+        first = shape_of(self._type(read.own[states])) or ()
+        steps = first[axes[0]] if -len(first) <= axes[0] < len(first) else None
         if steps is not None:
             self.turns[token] = steps
         ends = [self._type(name) for name in given[:states]]
@@ -151,11 +151,6 @@ class Flow:
 
     def _type(self, name: str) -> Type:
         return self.types.get(name, Type())
-
-
-def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    found = next((a for a in node.attribute if a.name == name), None)
-    return default if found is None else helper.get_attribute_value(found)
 
 
 def shape_of(proto: Type) -> tuple[int, ...] | None:
@@ -200,8 +195,8 @@ def _common(first: Type, *others: Type) -> Type:
 
 def _without_axis(proto: Type, axis: int) -> Type:
     dims = _dims(proto)
-    if not dims:
-        return proto
+    if dims is None or not -len(dims) <= axis < len(dims):
+        return Type()
     del dims[axis]
     return helper.make_tensor_type_proto(proto.tensor_type.elem_type, dims)
 

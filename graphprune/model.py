@@ -65,6 +65,7 @@ class Model:
         taken = {value.name for value in (*self.graph.input, *self.graph.output)}
         taken |= {t.values.name for t in self.graph.sparse_initializer} | set(self.initializers)
         taken |= {name for node in self.nodes for name in (*node.input, *node.output)}
+        taken |= {name for node in self.nodes for name in captured(node)}
         found = open_bodies(self.nodes, taken, self.opsets.get("", 1))
         if found is None:
             return self

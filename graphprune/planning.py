@@ -71,7 +71,7 @@ def decide(
     own = {"bytes": prepared.original_bytes}  # the share is of the user's file
     for kind in budgets:
         allowed = limits[kind] * own.get(kind, before.of(kind)) - (margins or {}).get(kind, 0.0)
-        limits[kind] = min(1.0, allowed / before.of(kind)) if budgets[kind] < 1 else 1.0
+        limits[kind] = min(1.0, allowed / max(before.of(kind), 1.0)) if budgets[kind] < 1 else 1.0
     target = choose(
         prepared.registry.targets, options.hardware, options.round_to, options.min_channels
     )

@@ -451,3 +451,40 @@ def test_bodies_that_stay_closed() -> None:
     assert prepared.analysis.coupling.n_units == 0
     reasons = [pin.reason for pin in prepared.analysis.coupling.pins]
     assert "captured by the body of If" in reasons
+
+
+def without_else(node: onnx.NodeProto) -> None:
+    del node.attribute[1]
+
+
+def one_output_too_few(node: onnx.NodeProto) -> None:
+    del node.attribute[0].g.output[:]
+
+
+def two_conditions(node: onnx.NodeProto) -> None:
+    node.input.append("c")
+
+
+@pytest.mark.parametrize("damage", [without_else, one_output_too_few, two_conditions])
+def test_malformed_bodies_do_not_crash(damage: Any) -> None:
+    model = parsed(*LAW["If"])
+    damage(next(node for node in model.graph.node if node.op_type == "If"))
+    analysis = prepare(model).analysis
+    assert any(bodies(node) for node in analysis.model.nodes)
+    with pytest.raises(ModelError):
+        prune(model, flops=0.5, **WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_scan_inputs", 7), ("num_scan_inputs", 0), ("scan_input_axes", [9]),
+     ("scan_output_axes", [-9])],
+)  # fmt: skip
+def test_malformed_scans_do_not_crash(name: str, value: Any) -> None:
+    model = parsed(*LAW["Scan"])
+    node = next(node for node in model.graph.node if node.op_type == "Scan")
+    for attribute in [a for a in node.attribute if a.name == name]:
+        node.attribute.remove(attribute)
+    node.attribute.append(helper.make_attribute(name, value))
+    with pytest.raises(ModelError):
+        prune(model, flops=0.5, **WEIGHTS)
