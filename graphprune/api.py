@@ -191,9 +191,9 @@ def _carried_out(
             "repair",
             lambda progress: repaired(studied, repair, done.model, decision.removed, progress),
         )
-    shared = _run(prepared, share, model)
+    shared = _run(prepared, share, model.opened)
     changes = (*done.changes, *shared.changes)
-    return _Made(plan, decision, shared.model, changes, repairs, proof)
+    return _Made(plan, decision, shared.model.closed, changes, repairs, proof)
 
 
 def apply(
@@ -281,6 +281,7 @@ def _judge(studied: Study, made: _Made, options: Options, clock: Clock) -> Resul
     _gates(verdict, options)
     before, after = _summaries(prepared, made, verdict)
     unseen = prepared.quantised_notes if options.repair_name != "none" else []
+    inside = [] if studied.inputs is None else prepared.body_notes
     return Result(
         made.model.assemble(),
         made.plan,
@@ -290,7 +291,7 @@ def _judge(studied: Study, made: _Made, options: Options, clock: Clock) -> Resul
         after,
         tuple(pinned_reasons(analysis)),
         analysis.cost.in_reach("macs"),
-        (*analysis.shapes.notes, *prepared.notes, *unseen, *made.decision.notes),
+        (*analysis.shapes.notes, *prepared.notes, *unseen, *inside, *made.decision.notes),
         clock.seconds,
         None if studied.inputs is None else studied.inputs.source,
         made.repairs,

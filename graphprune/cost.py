@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from graphprune.control import regions
 from graphprune.coupling import FLOAT_TYPES, Coupling, Mask
 from graphprune.model import ELEMENT_BITS, Model, tensor_bytes
 from graphprune.shapes import Shapes
@@ -115,12 +117,13 @@ def cost_model(model: Model, shapes: Shapes, coupling: Coupling) -> CostModel:
         raw[kind].append((coefficient, places, owner))
 
     slots = coupling.relations.slots.tensors
+    turns = _turns(model, shapes)
     for macs in coupling.relations.macs:
-        enter("macs", 1.0, macs.factors, macs.node)
+        enter("macs", turns[macs.node], macs.factors, macs.node)
         node = model.nodes[macs.node]
         for name in (*node.input, *node.output):
             if name in slots and name not in model.constant_names:
-                enter("traffic", 1.0, [axis.slots for axis in slots[name]], macs.node)
+                enter("traffic", turns[macs.node], [axis.slots for axis in slots[name]], macs.node)
     stored = 0
     for i, (name, tensor) in enumerate(model.initializers.items()):
         axes = [axis.slots for axis in slots[name]] if name in slots else []
@@ -137,13 +140,22 @@ def cost_model(model: Model, shapes: Shapes, coupling: Coupling) -> CostModel:
         generated = node.op_type == "ConstantOfShape" and name in model.constant_names
         if generated and name in slots and shapes.dtype[name] in FLOAT_TYPES:
             enter("params", 1.0, [axis.slots for axis in slots[name]], i)
-    overhead = float(model.skeleton.ByteSize())
+    overhead = float(model.closed.skeleton.ByteSize())
     length = np.array([*(len(e) for e in extents), 1], dtype=np.float64)
     width = coupling.widths([*extents, np.empty(0, np.int64)])
     terms = {kind: _pack(entries, len(extents)) for kind, entries in raw.items()}
     return CostModel(
         length, width, terms, {"macs": 0.0, "params": 0.0, "bytes": overhead, "traffic": 0.0}
     )
+
+
+def _turns(model: Model, shapes: Shapes) -> list[float]:
+    """How often each node counts: in a Loop or Scan once for every turn, as far as the number is
+    known. Both branches of an If count, since either may run."""
+    return [
+        float(math.prod(shapes.turns.get(token, 1) for token in inside))
+        for inside in regions(model.nodes)
+    ]
 
 
 def _pack(entries: list[tuple[float, list[int], int]], one: int) -> _Terms:

@@ -14,6 +14,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from graphprune.control import bodies, close_bodies, is_open, open_bodies
+
 Array = NDArray[Any]
 
 PROTOBUF_LIMIT = 2**31 - 2**20  # a little below 2 GiB: larger models need external data
@@ -59,9 +61,33 @@ class Model:
     def assemble(self) -> onnx.ModelProto:
         """The whole model as one proto: a copy, weights included."""
         proto = onnx.ModelProto()
-        proto.CopyFrom(self.skeleton)
+        proto.CopyFrom(self.closed.skeleton)
         proto.graph.initializer.extend(self.initializers.values())
         return proto
+
+    @cached_property
+    def opened(self) -> Model:
+        """The same with the bodies of control flow laid open (see ``graphprune.control``)."""
+        taken = {value.name for value in (*self.graph.input, *self.graph.output)}
+        taken |= {t.values.name for t in self.graph.sparse_initializer} | set(self.initializers)
+        taken |= {name for node in self.nodes for name in (*node.input, *node.output)}
+        taken |= {name for node in self.nodes for name in captured(node)}
+        found = open_bodies(self.nodes, taken, self.opsets.get("", 1))
+        if found is None:
+            return self
+        tensors = [*self.initializers.values(), *found.initializers]
+        return self.with_graph(found.nodes, tensors, [*self.graph.value_info, *found.infos])
+
+    @cached_property
+    def closed(self) -> Model:
+        """The same with all bodies in their place: what ONNX Runtime can run."""
+        if not any(is_open(node) for node in self.nodes):
+            return self
+        skeleton = without(self.skeleton, ("node", "value_info", "initializer"))
+        nodes, infos = close_bodies(self.nodes, self.graph.value_info)
+        skeleton.graph.node.extend(nodes)
+        skeleton.graph.value_info.extend(infos)
+        return Model(skeleton, self.initializers, self.data_files)
 
     @cached_property
     def nodes(self) -> list[onnx.NodeProto]:
@@ -110,7 +136,9 @@ class Model:
         known = set(self.initializers)
         for node in self.nodes:
             fixed = all(name in known for name in node.input if name)
-            if fixed and node.op_type not in RANDOM_OPS and not bodies(node):
+            if is_open(node) or bodies(node):
+                continue
+            if fixed and node.op_type not in RANDOM_OPS:
                 known.update(name for name in node.output if name)
         return frozenset(known)
 
@@ -230,17 +258,12 @@ def label(node: onnx.NodeProto) -> str:
     return node.name or next((name for name in node.output if name), node.op_type)
 
 
-def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """The subgraphs of a control-flow node."""
-    graphs = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
-    return graphs + [g for a in node.attribute for g in a.graphs]
-
-
 def captured(node: onnx.NodeProto) -> set[str]:
     """Outer tensors that the node's bodies read."""
     names: set[str] = set()
     for body in bodies(node):
         local = {v.name for v in body.input} | {t.name for t in body.initializer}
+        local |= {t.values.name for t in body.sparse_initializer}
         for inner in body.node:
             names.update(n for n in inner.input if n and n not in local)
             names.update(n for n in captured(inner) if n not in local)

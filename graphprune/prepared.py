@@ -9,9 +9,10 @@ import onnx
 
 from graphprune.analysis import Analysis, Scope
 from graphprune.cache import Cache
+from graphprune.control import regions
 from graphprune.errors import UsageError
 from graphprune.linear import repairable
-from graphprune.model import Model
+from graphprune.model import Model, label
 from graphprune.pipeline import Context, Pipeline
 from graphprune.plugins import Registry, collect, installed
 from graphprune.storage import load, source_bytes
@@ -62,9 +63,27 @@ class Prepared:
             return []
         return [f"{len(nodes)} operators with quantised weights are not repaired"]
 
+    @property
+    def body_notes(self) -> list[str]:
+        """What the report says of bodies where calibration inputs decided and repaired the rest."""
+        model, coupling = self.analysis.model, self.analysis.coupling
+        free = {a.tensor for a in coupling.parameters if (coupling.unit_of(a.slots) >= 0).any()}
+        inside = [
+            node
+            for node, bodies in zip(model.nodes, regions(model.nodes), strict=True)
+            if bodies and free.intersection(node.input)
+        ]
+        if not inside:
+            return []
+        return [
+            f"{len(inside)} node(s) with weights inside bodies of control flow, first "
+            f"{label(inside[0])!r}: scored by weights alone and not repaired"
+        ]
+
     def folded(self, model: Model) -> Model:
-        """``model`` with BatchNormalization folded where that is exact; names stay."""
-        return self.registry.passes["fold_batch_norm"]().run(model, self.context).model
+        """``model`` with BatchNormalization folded where that is exact; names stay. Bodies are in
+        their place: calibration and repair run parts of the graph."""
+        return self.registry.passes["fold_batch_norm"]().run(model, self.context).model.closed
 
 
 def registry() -> Registry:

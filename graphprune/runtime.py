@@ -115,8 +115,8 @@ def _size_hint(runner: Any) -> str:
 
 
 def random_inputs(model: Model, shapes: Shapes, seed: int = 0) -> dict[str, Array]:
-    """Standard normal floats; bytes of any value; integers below the size of the table that they
-    index; true."""
+    """Standard normal floats; bytes of any value; integers that the graph asks for, or below the
+    size of the table that they index; true."""
     rng = np.random.default_rng(seed)
     feeds: dict[str, Array] = {}
     for value in model.inputs:
@@ -131,7 +131,7 @@ def random_inputs(model: Model, shapes: Shapes, seed: int = 0) -> dict[str, Arra
             bound = _index_bound(model, shapes, value.name)
             feeds[value.name] = rng.integers(0, bound, shape).astype(dtype)
             if bound == 2:  # a mask, a type or a length rather than an index: ones are always safe
-                feeds[value.name] = np.ones(shape, dtype)
+                feeds[value.name] = np.full(shape, asked_for(model, shapes, value.name), dtype)
         else:
             feeds[value.name] = np.ones(shape, dtype)
     return feeds
@@ -141,6 +141,17 @@ def input_dtype(value: onnx.ValueInfoProto) -> np.dtype[Any]:
     if not value.type.HasField("tensor_type"):
         raise ModelError("an input is no tensor", f"input {value.name!r}")
     return np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+
+
+def asked_for(model: Model, shapes: Shapes, name: str) -> int:
+    """The constant that an integer input is compared with (a rate, a mode), else one."""
+    for i, position in model.consumers.get(name, ()):
+        node = model.nodes[i]
+        if node.op_type == "Equal" and not node.domain:
+            constant = shapes.value.get(node.input[1 - position])
+            if constant is not None and constant.size == 1:
+                return int(constant.reshape(-1)[0])
+    return 1
 
 
 def _index_bound(model: Model, shapes: Shapes, name: str) -> int:

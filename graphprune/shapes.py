@@ -7,15 +7,17 @@ Symbolic dimensions are given a size first, so that Reshape, Slice and their lik
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
 from onnx import defs, helper, numpy_helper, shape_inference
 
+from graphprune.control import bodies, is_open
+from graphprune.control_shapes import Flow
 from graphprune.errors import ModelError, UsageError
 from graphprune.foreign import infer_alone
-from graphprune.model import RANDOM_OPS, Array, Model, bodies
+from graphprune.model import RANDOM_OPS, Array, Model
 
 Shape = tuple[int, ...]
 SMALL = 4096  # elements: larger values are never carried through shape arithmetic
@@ -45,6 +47,7 @@ class Shapes:
     inputs: dict[str, Shape]
     symbolic: dict[str, tuple[int, ...]] = field(default_factory=dict)  # input → symbolic axes
     notes: tuple[str, ...] = ()
+    turns: dict[str, int] = field(default_factory=dict)  # loop body → how often it runs, if known
 
 
 def infer(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Shapes:
@@ -74,7 +77,7 @@ def infer(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Shap
             f"symbolic dimensions of {', '.join(open_names)} taken as {size_text}; "
             "give others with --input-shape NAME:1,3,224,224"
         )
-    return Shapes(last.shape, last.dtype, last.value, last.inputs, symbolic, tuple(notes))
+    return replace(last, symbolic=symbolic, notes=tuple(notes))
 
 
 def declared(value: onnx.ValueInfoProto) -> list[int | None] | None:
@@ -155,8 +158,19 @@ def _walk(model: Model, inputs: Mapping[str, Shape]) -> Shapes:
         if _size(tuple(tensor.dims)) <= SMALL:
             value[tensor.name] = numpy_helper.to_array(tensor)
     hints = {info.name: info for info in model.graph.value_info}
-    for node in model.nodes:
-        found = _infer_node(node, model, types, value)
+    flow = Flow(model, types, value)
+    position = 0
+    while position < len(model.nodes):
+        node = model.nodes[position]
+        position += 1
+        for name in node.output:  # of an earlier turn of a Loop's body
+            value.pop(name, None)
+        if is_open(node):
+            again = flow.passed(node, position - 1)
+            position = position if again is None else again
+            found: Mapping[str, onnx.TypeProto] = flow.found
+        else:
+            found = _infer_node(node, model, types, value)
         for name in filter(None, node.output):
             proto = found.get(name)
             if (
@@ -166,10 +180,11 @@ def _walk(model: Model, inputs: Mapping[str, Shape]) -> Shapes:
             ):
                 proto = hints[name].type
             types[name] = proto if proto is not None else onnx.TypeProto()
-        _fold(node, model, types, value)
+        if not is_open(node):
+            _fold(node, model, types, value)
     shape = {name: _shape(proto) for name, proto in types.items()}
     dtype = {name: proto.tensor_type.elem_type for name, proto in types.items()}
-    return Shapes(shape, dtype, value, dict(inputs))
+    return Shapes(shape, dtype, value, dict(inputs), turns=flow.turns)
 
 
 def _size(shape: Shape | None) -> int:

@@ -11,8 +11,11 @@ import numpy as np
 import onnx
 from onnx import external_data_helper, inliner, numpy_helper
 
+from graphprune.control import bodies
 from graphprune.errors import ModelError, UsageError
 from graphprune.model import PROTOBUF_LIMIT, Model, captured, label, without
+
+DEEPEST = 31  # bodies inside one another that protobuf parses, whatever stands in the innermost
 
 
 def load(source: str | Path | onnx.ModelProto) -> Model:
@@ -22,6 +25,7 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
     """
     data_files: tuple[Path, ...] = ()
     if isinstance(source, onnx.ModelProto):
+        _check_depth(source.graph)
         proto = onnx.ModelProto()
         proto.CopyFrom(source)
     else:
@@ -33,7 +37,7 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
             "Export the model again; an ONNX model needs at least one node.",
         )
     if proto.functions:
-        proto = inliner.inline_local_functions(proto)
+        proto = _inlined(proto)
     _check_names(proto)
     proto = _sorted(proto)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
@@ -122,6 +126,36 @@ def _read(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
     return proto, tuple(files)
+
+
+def _check_depth(graph: onnx.GraphProto) -> None:
+    """Bodies inside one another, level by level: protobuf's own limit would end in a riddle."""
+    level = [graph]
+    for _ in range(DEEPEST + 1):
+        level = [body for graph in level for node in graph.node for body in bodies(node)]
+        if not level:
+            return
+    raise ModelError(
+        f"bodies of control flow lie more than {DEEPEST} deep inside one another",
+        hint="Neither protobuf nor ONNX Runtime reads such a file; export the model flatter.",
+    )
+
+
+def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Calls of local functions replaced by what they do, in bodies too; functions of another opset
+    are converted, and stay calls (to be pinned) where ONNX cannot convert them."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        try:
+            return inliner.inline_local_functions(proto, convert_version=True)
+        except RuntimeError:
+            return inliner.inline_local_functions(proto)
+    except (onnx.checker.ValidationError, DecodeError, RuntimeError) as error:
+        raise ModelError(
+            f"the model's local functions are invalid: {' '.join(str(error).split())[:300]}",
+            hint="A function may call others, but not itself.",
+        ) from error
 
 
 def _sorted(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -46,7 +46,7 @@ def study(prepared: Prepared, options: Options, progress: Progress = silent) -> 
     run_session(unoptimised, random_inputs(prepared.original, analysis.shapes))
     inputs = calibration(
         options.calib,
-        analysis.model,
+        analysis.model.closed,
         analysis.shapes,
         analysis.cost.of(analysis.nothing_removed).macs,
         prepared.cache,
@@ -109,7 +109,7 @@ def damage(studied: Study, cut_model: Model, removed: Mask, progress: Progress =
     analysis = studied.prepared.analysis
     pruned = studied.prepared.folded(cut_model)
     return Damage(
-        analysis.model,
+        analysis.model.closed,
         studied.original,
         pruned,
         analysis.shapes,

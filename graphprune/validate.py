@@ -6,7 +6,7 @@ import importlib
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ import numpy as np
 import onnx
 
 from graphprune.analysis import Analysis
-from graphprune.coupling import Coupling, Mask
+from graphprune.branches import Branches, rewritten_branches
+from graphprune.coupling import Mask
 from graphprune.errors import ModelError, UsageError, VerificationError
 from graphprune.model import Array, Model
-from graphprune.oracle import law_errors, relative_error
+from graphprune.oracle import Open, law_errors, relative_error
 from graphprune.runtime import (
     Feeds,
     input_dtype,
@@ -36,7 +37,6 @@ LOW_PRECISION_TOLERANCE = 2e-2  # float16 and bfloat16 models
 LARGER = 32  # a second size for symbolic axes, where the first was small
 DAMAGED = (zipfile.BadZipFile, zlib.error)
 Scorer = Callable[[Model, int, str], float]  # model, threads, provider → more is better
-LawModels = tuple[Model, Model, Shapes, Coupling, Mask, Sequence[Feeds]]
 CHUNK = 64  # labelled samples per run where the batch is free
 
 
@@ -77,6 +77,7 @@ class Proof:
 
 def verify(analysis: Analysis, result: Model, removed: Mask, seed: int = 0) -> Proof:
     """Law 3 on random inputs; where sizes are symbolic also at others that the original takes.
+    Bodies of control flow that the cut rewrites, and random inputs might pass by, are made to run.
 
     A quantised model that fails is compared again without rounding, and has to hold the same limit.
     Raises ``VerificationError`` beyond the tolerance.
@@ -86,11 +87,18 @@ def verify(analysis: Analysis, result: Model, removed: Mask, seed: int = 0) -> P
     sizes = [shapes.inputs, *other_sizes(shapes)]
     several = [random_inputs(analysis.model, replace(shapes, inputs=s), seed) for s in sizes]
     models = analysis.model, result, shapes, analysis.coupling, alive, several
-    error = max(law_errors(*models, must_be_finite=True))
+    branches = rewritten_branches(analysis.model, shapes, analysis.coupling, alive)
+
+    def worst(open_model: Open) -> float:
+        found = law_errors(*models, open_model, must_be_finite=True)
+        forced = _forced_errors(analysis, result, alive, branches, seed, open_model)
+        return max([*found, *forced])
+
+    error = worst(opened)
     limit = tolerance(analysis)
     rounding = None
     if not error <= limit and rounds(analysis.model):
-        rounding, error = error, _without_rounding(models, error)
+        rounding, error = error, _without_rounding(worst, error)
     if not error <= limit:
         raise VerificationError(
             f"the pruned model differs from the zeroed original by {error:.2e} (limit {limit:g})",
@@ -100,12 +108,63 @@ def verify(analysis: Analysis, result: Model, removed: Mask, seed: int = 0) -> P
     return Proof(error, rounding)
 
 
-def _without_rounding(models: LawModels, error: float) -> float:
+def _without_rounding(worst: Callable[[Open], float], error: float) -> float:
     """The error without rounding, or as it was where the model cannot be read so."""
     try:
-        return max(law_errors(*models, lambda model: opened(unrounded(model))))
+        return worst(lambda model: opened(unrounded(model)))
     except ModelError:
         return error
+
+
+def _forced_errors(
+    analysis: Analysis,
+    result: Model,
+    alive: Mask,
+    branches: Branches,
+    seed: int,
+    open_model: Open,
+) -> list[float]:
+    """One error for each set of bodies forced together; where the original cannot run with them,
+    for each body alone. It must run at some of the sizes tried, and the result wherever it does."""
+    model, shapes = analysis.model, analysis.shapes
+    sizes = [shapes.inputs, *other_sizes(shapes), *_smaller_sizes(shapes)]
+    several = [random_inputs(model, replace(shapes, inputs=s), seed) for s in sizes]
+
+    def error_of(taken: frozenset[str]) -> float | None:
+        try:
+            found = law_errors(
+                model, result, shapes, analysis.coupling, alive, several, open_model, taken=taken
+            )
+        except ModelError:
+            return None
+        return max(found, default=None)
+
+    errors = []
+    for taken, covered in branches.together():
+        error = error_of(taken)
+        singly = {path: error_of(frozenset(path)) for path in covered if error is None}
+        for path, alone in singly.items():
+            if alone is None:
+                raise VerificationError(
+                    "a body of control flow holds weights that would be cut, and does not run",
+                    f"body {path[-1]!r}",
+                    "Give sizes that it takes with --input-shape, or leave it whole with "
+                    "--protect PATTERN.",
+                )
+        errors += [e for e in (error, *singly.values()) if e is not None]
+    return errors
+
+
+def _smaller_sizes(shapes: Shapes) -> list[dict[str, Shape]]:
+    """The same inputs with half of their symbolic sizes, the batch excepted."""
+    halved = {
+        name: tuple(
+            max(1, size // 2) if axis and axis in shapes.symbolic.get(name, ()) else size
+            for axis, size in enumerate(shape)
+        )
+        for name, shape in shapes.inputs.items()
+    }
+    return [] if halved == shapes.inputs else [halved]
 
 
 def verify_normal(original: Model, analysis: Analysis, seed: int = 0) -> None:

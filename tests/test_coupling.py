@@ -90,7 +90,7 @@ def test_computed_shapes_keep_their_meaning(batch: int) -> None:
     assert opened(load(result.model))(feeds)[0].shape == (batch, 4, 5)
 
 
-def test_loop_bodies_pin_what_they_capture() -> None:
+def test_branches_carry_channels_through() -> None:
     b = Builder()
     h = b.add("MatMul", "x", b.weight(6, 8))
     then = helper.make_graph(
@@ -109,8 +109,8 @@ def test_loop_bodies_pin_what_they_capture() -> None:
     y = b.add("MatMul", chosen, b.weight(8, 5))
     model = b.model({"x": [1, 6]}, {y: [1, 5]})
     analysis = prepare(model).analysis
-    assert analysis.coupling.n_units == 0
-    assert "captured" in explain(analysis, parse_place(analysis, f"{h}:1"))
+    assert analysis.coupling.n_units == 8
+    assert "c2:0" in explain(analysis, parse_place(analysis, f"{h}:1"))
 
 
 def test_result_runs_as_the_python_door_says() -> None:

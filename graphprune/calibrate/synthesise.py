@@ -17,7 +17,7 @@ from graphprune.calibrate.ranges import infer_range
 from graphprune.calibrate.samples import Samples, batched_inputs
 from graphprune.errors import ModelError, UsageError
 from graphprune.model import Array, Model
-from graphprune.runtime import index_bounds, input_dtype, run_session, session
+from graphprune.runtime import asked_for, index_bounds, input_dtype, run_session, session
 from graphprune.shapes import Shape, Shapes
 
 Draw = Callable[[int, np.random.Generator], Array]  # how many rows → rows
@@ -42,7 +42,8 @@ def synthesise(
     white), their range as in ``preprocess``, else inferred from the model.
 
     Other floats are half Gaussian noise, half 1/f along the last axis; integers that index a table
-    uniform ids, or 0 where it has two rows (types); other integers and booleans one (masks).
+    uniform ids, or 0 where it has two rows (types); other integers what they are compared with,
+    else one, as booleans (masks).
     Raises ``UsageError`` for an unknown kind or an input that nothing can be made up for.
     """
     if kind not in KINDS:
@@ -160,7 +161,8 @@ def _drawing(
     rows = min(bounds, default=0)
     if rows > 2:
         return lambda n, rng: rng.integers(0, rows, (n, *shape)).astype(dtype)
-    return lambda n, rng: np.full((n, *shape), 0 if bounds else 1, dtype)
+    same = 1 if dtype.kind == "b" else 0 if bounds else asked_for(model, shapes, name)
+    return lambda n, rng: np.full((n, *shape), same, dtype)
 
 
 def _signals(count: int, shape: Shape, rng: np.random.Generator) -> NDArray[np.float32]:

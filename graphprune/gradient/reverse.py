@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from graphprune.control import bodies
 from graphprune.errors import ModelError
 from graphprune.gradient.rules import RULES, Step, StopError
 from graphprune.gradient.tape import Tape, Value
-from graphprune.model import Model, bodies, captured, label, set_initializer
+from graphprune.model import Model, captured, label, set_initializer
 from graphprune.shapes import Shapes
 
 FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}

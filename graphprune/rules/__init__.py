@@ -6,11 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from graphprune.control import is_open
 from graphprune.model import Model, captured, label
 from graphprune.relations import Pin, Relations
 from graphprune.rules import (
     attention,
     contrib,
+    control,
     elementwise,
     linear,
     movement,
@@ -37,6 +39,7 @@ BUILTIN: Rules = {
     **contrib.table,
     **recurrent.table,
     **quantised.table,
+    **control.table,
 }
 
 
@@ -70,14 +73,17 @@ def _relate_node(
         key = f"{domain}::{node.op_type}" if domain else node.op_type
         relations.unknown.setdefault(key, []).append(label(node))
         return _pin_all(relations, names, f"no rule for {key}", index)
-    if any(name not in relations.slots.tensors for name in names):
+    known = relations.slots.tensors
+    if is_open(node):  # a value of unknown shape does not keep the others from passing
+        known = {name: known.get(name, SlotTensor(name, ())) for name in names}
+    if any(name not in known for name in names):
         return _pin_all(relations, names, f"{node.op_type} on a tensor of unknown shape", index)
     op = Op(
         index=index,
         node=node,
         version=model.opsets.get(domain, 1),
-        x=tuple(relations.slots.tensors[name] if name else None for name in node.input),
-        y=tuple(relations.slots.tensors[name] if name else None for name in outputs),
+        x=tuple(known[name] if name else None for name in node.input),
+        y=tuple(known[name] if name else None for name in outputs),
         values=tuple(shapes.value.get(name) for name in node.input),
         constant=tuple(name in model.constant_names for name in node.input),
         relations=relations,
@@ -119,7 +125,8 @@ class _Claimed:
     """Which slots of a few tensors were mentioned; their numbers form a few short ranges."""
 
     def __init__(self, slots: Slots, names: list[str]) -> None:
-        self.tensors: list[SlotTensor] = [slots.tensors[name] for name in dict.fromkeys(names)]
+        unique = dict.fromkeys(name for name in names if name in slots.tensors)
+        self.tensors: list[SlotTensor] = [slots.tensors[name] for name in unique]
         self.ranges = [
             (int(axis.slots[0]), np.zeros(len(axis), dtype=bool))
             for tensor in self.tensors

@@ -9,6 +9,7 @@ from graphprune_passes.fold_batch_norm import FoldBatchNorm
 from graphprune_passes.join_weights import JoinWeights
 from graphprune_passes.lift_constants import LiftConstants
 from graphprune_passes.name_states import NameStates
+from graphprune_passes.open_bodies import OpenBodies
 from graphprune_passes.remove_channels import RemoveChannels
 from graphprune_passes.separate_fills import SeparateFills
 from graphprune_passes.separate_vectors import SeparateVectors
@@ -18,6 +19,7 @@ plugin = Plugin(
     name="builtin",
     criteria=(*OBSERVED, *CRITERIA),
     passes=(
+        OpenBodies,
         LiftConstants,
         JoinWeights,
         NameStates,
@@ -30,6 +32,7 @@ plugin = Plugin(
     ),
     repairs=REPAIRS,
     prepare=(
+        OpenBodies(),
         LiftConstants(),
         JoinWeights(),
         NameStates(),
