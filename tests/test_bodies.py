@@ -266,7 +266,7 @@ def test_wrong_cut_of_either_branch_is_caught(choice: int) -> None:
         removed[group.units[:1]] = len(group) > 1
     alive = analysis.coupling.alive(removed)
     model, _ = cut(analysis.model, analysis.shapes, analysis.coupling, alive)
-    assert verify(analysis, model, removed) <= 1e-4
+    assert verify(analysis, model, removed).error <= 1e-4
     found = rewritten_branches(analysis.model, analysis.shapes, analysis.coupling, alive)
     assert len(found.paths) == 2
     with pytest.raises(VerificationError):
