@@ -6,8 +6,8 @@ Symbolic dimensions are given a size first, so that Reshape, Slice and their lik
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -31,7 +31,8 @@ CANNOT_EVALUATE = (
 # Operators defined as functions, for which ONNX's per-node inference finds nothing.
 SAME_AS_FIRST = {"GroupNormalization", "MeanVarianceNormalization", "RMSNormalization"}
 # Sizes tried, in order, for a symbolic dimension nobody named: the first that the graph accepts.
-TRIED_SIZES = (1, 32, 64, 128, 224, 256, 320, 512, 640)
+# Axes of length 1 would broadcast against anything and hide where the work is, so 1 is not first.
+TRIED_SIZES = (32, 64, 1, 128, 224, 256, 320, 512, 640)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Shapes:
     inputs: dict[str, Shape]
     symbolic: dict[str, tuple[int, ...]] = field(default_factory=dict)  # input → symbolic axes
     notes: tuple[str, ...] = ()
+    assumed: frozenset[str] = frozenset()  # inputs whose symbolic sizes nobody gave
 
 
 def infer(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Shapes:
@@ -56,9 +58,10 @@ def infer(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Shap
         if (dims := declared(value)) is not None
     }
     open_names = [name for name, axes in symbolic.items() if axes and name not in given]
+    batch = batch_names(model)
     last: Shapes | None = None
     for size in TRIED_SIZES if open_names else (1,):
-        inputs = {value.name: _concrete(value, given, size) for value in model.inputs}
+        inputs = {value.name: _concrete(value, given, size, batch) for value in model.inputs}
         shapes = _walk(model, inputs)
         if last is None or _unknown(shapes) < _unknown(last):
             last = shapes
@@ -68,12 +71,13 @@ def infer(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Shap
     assert last is not None
     notes = []
     if open_names:
-        size_text = "1" if chosen == 1 else f"{chosen} (batch 1)"
+        taken = {last.inputs[name][axis] for name in open_names for axis in symbolic[name]}
+        size_text = "1" if taken == {1} else f"{chosen} (batch 1)"
         notes.append(
             f"symbolic dimensions of {', '.join(open_names)} taken as {size_text}; "
             "give others with --input-shape NAME:1,3,224,224"
         )
-    return Shapes(last.shape, last.dtype, last.value, last.inputs, symbolic, tuple(notes))
+    return replace(last, symbolic=symbolic, notes=tuple(notes), assumed=frozenset(open_names))
 
 
 def declared(value: onnx.ValueInfoProto) -> list[int | None] | None:
@@ -103,8 +107,21 @@ def _check_given(model: Model, given: Mapping[str, Shape]) -> None:
             raise UsageError(f"--input-shape {list(shape)} does not fit the declared {dims}", name)
 
 
-def _concrete(value: onnx.ValueInfoProto, given: Mapping[str, Shape], size: int) -> Shape:
-    """The first symbolic axis is the batch (1); the others get ``size``."""
+def batch_names(model: Model) -> set[str]:
+    """Names of symbolic first axes: wherever they stand, a recurrent state say, they are 1."""
+    firsts = [axis_names(value)[:1] for value in model.inputs if len(axis_names(value)) > 1]
+    return {name for first in firsts for name in first} - {""}
+
+
+def axis_names(value: onnx.ValueInfoProto) -> list[str]:
+    """The names of an input's symbolic sizes, empty for the others."""
+    return [dim.dim_param for dim in value.type.tensor_type.shape.dim]
+
+
+def _concrete(
+    value: onnx.ValueInfoProto, given: Mapping[str, Shape], size: int, batch: Set[str]
+) -> Shape:
+    """The first symbolic axis is the batch (1), as are those of its name; others get ``size``."""
     if value.name in given:
         return given[value.name]
     dims = declared(value)
@@ -114,7 +131,12 @@ def _concrete(value: onnx.ValueInfoProto, given: Mapping[str, Shape], size: int)
             f"input {value.name!r}",
             f"Give it with --input-shape {value.name}:1,3,224,224.",
         )
-    return tuple(d if d is not None else (1 if axis == 0 else size) for axis, d in enumerate(dims))
+    names = axis_names(value)
+    repeated = names[0] in names[1:] if names else False  # one name for all says nothing
+    return tuple(
+        d if d is not None else 1 if axis == 0 or (name in batch and not repeated) else size
+        for axis, (d, name) in enumerate(zip(dims, names, strict=True))
+    )
 
 
 def _unknown(shapes: Shapes) -> int:

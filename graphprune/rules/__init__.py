@@ -11,6 +11,7 @@ from graphprune.relations import Pin, Relations
 from graphprune.rules import (
     attention,
     elementwise,
+    indexing,
     linear,
     movement,
     normalisation,
@@ -30,6 +31,7 @@ BUILTIN: Rules = {
     **linear.table,
     **normalisation.table,
     **movement.table,
+    **indexing.table,
     **pooling.table,
     **attention.table,
     **recurrent.table,
