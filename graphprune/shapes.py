@@ -132,9 +132,9 @@ def _concrete(
             f"Give it with --input-shape {value.name}:1,3,224,224.",
         )
     names = axis_names(value)
-    repeated = names[0] in names[1:] if names else False  # one name for all says nothing
+    single = batch - {name for name in names[:1] if name in names[1:]}  # one for all says nothing
     return tuple(
-        d if d is not None else 1 if axis == 0 or (name in batch and not repeated) else size
+        d if d is not None else 1 if axis == 0 or name in single else size
         for axis, (d, name) in enumerate(zip(dims, names, strict=True))
     )
 
@@ -215,7 +215,7 @@ def _infer_node(
     value: Mapping[str, Array],
 ) -> Mapping[str, onnx.TypeProto]:
     schema = _schema(node, model.opsets)
-    if schema is None or bodies(node):
+    if schema is None or bodies(node) or _window_too_large(node, types):
         return {}
     present = {name for name in node.input if name}
     try:
@@ -237,6 +237,23 @@ def _infer_node(
     if node.op_type in SAME_AS_FIRST and _shape(found.get(node.output[0])) is None:
         return {**found, node.output[0]: types[node.input[0]]}
     return dict(found)
+
+
+def _window_too_large(node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto]) -> bool:
+    """A convolution on less than its kernel, which ONNX's inference accepts and nothing runs."""
+    if node.op_type != "Conv" or len(node.input) < 2:
+        return False
+    x, w = _shape(types[node.input[0]]), _shape(types[node.input[1]])
+    if x is None or w is None or len(x) != len(w):
+        return False
+    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    if given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+        return False
+    rank = len(x) - 2
+    pads, spread = given.get("pads", [0] * 2 * rank), given.get("dilations", [1] * rank)
+    return any(
+        x[2 + i] + pads[i] + pads[rank + i] < (w[2 + i] - 1) * spread[i] + 1 for i in range(rank)
+    )
 
 
 def _fold(

@@ -103,7 +103,7 @@ def _row(name: str, result: Result, seconds: float) -> Row:
     error = result.verdict.relative_error
     cells = (
         name,
-        f"{after.macs / before.macs:.3f}",
+        f"{after.macs / max(before.macs, 1):.3f}",
         f"{after.params / before.params:.3f}",
         f"{result.prunable:.0%}",
         f"{error:.1e}",

@@ -148,8 +148,8 @@ def entries() -> dict[str, Network]:
         num_detection_tokens=10)  # fmt: skip
     windows = {"image_size": 64, "patch_size": 2, "embed_dim": 32, "depths": [2, 2],
                "num_heads": [2, 4], "window_size": 8, "num_labels": 10}  # fmt: skip
-    add("swin", "SwinForImageClassification", pictures(), **windows)
-    add("swinv2", "Swinv2ForImageClassification", pictures(), **windows)
+    add("swin", "SwinForImageClassification", pictures(), **windows, attention="eager")
+    add("swinv2", "Swinv2ForImageClassification", pictures(), **windows, attention="eager")
     add("convnext", "ConvNextForImageClassification", pictures(), **STAGES)
     add("convnextv2", "ConvNextV2ForImageClassification", pictures(), **STAGES)
     add("regnet_x", "RegNetForImageClassification", pictures(), **STAGES, embedding_size=32,
@@ -162,7 +162,7 @@ def entries() -> dict[str, Network]:
     add("mobilenet_v2", "MobileNetV2ForImageClassification", pictures(), depth_multiplier=0.35,
         **PICTURES)  # fmt: skip
     add("efficientnet", "EfficientNetForImageClassification", pictures(), width_coefficient=0.5,
-        depth_coefficient=0.3, hidden_dim=320, **PICTURES)  # fmt: skip
+        depth_coefficient=0.3, hidden_dim=640, **PICTURES)  # fmt: skip
     add("mobilevit", "MobileViTForImageClassification", pictures(), **PICTURES,
         hidden_sizes=[48, 64, 80], neck_hidden_sizes=[16, 32, 48, 64, 80, 96, 128])  # fmt: skip
     add("segformer", "SegformerForSemanticSegmentation", pictures(), hidden_sizes=[32, 64, 64, 64],
@@ -173,8 +173,9 @@ def entries() -> dict[str, Network]:
         key_dim=[16, 16, 16])  # fmt: skip
     add("focalnet", "FocalNetForImageClassification", pictures(), **PICTURES, embed_dim=32,
         depths=[1, 1, 1, 1])  # fmt: skip
-    add("dpt", "DPTForDepthEstimation", pictures(), **VIT, image_size=64, fusion_hidden_size=32,
-        neck_hidden_sizes=[32, 32, 64, 64], backbone_out_indices=[0, 0, 1, 1])  # fmt: skip
+    add("dpt", "DPTForDepthEstimation", pictures(), **{**VIT, "num_hidden_layers": 4},
+        image_size=64, fusion_hidden_size=32,
+        neck_hidden_sizes=[32, 32, 64, 64], backbone_out_indices=[0, 1, 2, 3])  # fmt: skip
     add("swin2sr", "Swin2SRForImageSuperResolution", pictures(32), image_size=32, embed_dim=32,
         depths=[2], num_heads=[2], window_size=8)  # fmt: skip
     causal = tokens("attention_mask")

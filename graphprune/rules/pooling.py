@@ -58,5 +58,7 @@ def roi(op: Op) -> None:
 def columns_to_image(op: Op) -> None:
     """[N, C * block, L] columns add up to [N, C, *image]."""
     x, y = op.input(0), op.output()
+    block = op.virtual(len(x[1]) // len(y[1]))
     op.tie(x[0], y[0])
-    op.fold(x[1], [y[1], op.virtual(len(x[1]) // len(y[1]))])
+    op.fold(x[1], [y[1], block])
+    op.pin(block, "the places of a block")
