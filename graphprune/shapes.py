@@ -29,6 +29,7 @@ CANNOT_EVALUATE = (
     ValueError,
 )
 # Operators defined as functions, for which ONNX's per-node inference finds nothing.
+INFERRED_AS = {"GreaterOrEqual": "Greater", "LessOrEqual": "Less"}
 SAME_AS_FIRST = {"GroupNormalization", "MeanVarianceNormalization", "RMSNormalization"}
 # Sizes tried, in order, for a symbolic dimension nobody named: the first that the graph accepts.
 # Axes of length 1 would broadcast against anything and hide where the work is, so 1 is not first.
@@ -214,8 +215,10 @@ def _infer_node(
     types: Mapping[str, onnx.TypeProto],
     value: Mapping[str, Array],
 ) -> Mapping[str, onnx.TypeProto]:
+    if node.op_type in INFERRED_AS and not node.domain:
+        node = helper.make_node(INFERRED_AS[node.op_type], node.input, node.output)
     schema = _schema(node, model.opsets)
-    if schema is None or bodies(node) or _window_too_large(node, types):
+    if schema is None or bodies(node) or _cannot_run(node, types, value):
         return {}
     present = {name for name in node.input if name}
     try:
@@ -239,20 +242,29 @@ def _infer_node(
     return dict(found)
 
 
-def _window_too_large(node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto]) -> bool:
-    """A convolution on less than its kernel, which ONNX's inference accepts and nothing runs."""
-    if node.op_type != "Conv" or len(node.input) < 2:
+def _cannot_run(
+    node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto], value: Mapping[str, Array]
+) -> bool:
+    """What ONNX's inference accepts and nothing runs: an input smaller than a convolution's kernel,
+    or than the positions that a Gather picks."""
+    if node.op_type not in ("Conv", "Gather") or len(node.input) < 2:
         return False
-    x, w = _shape(types[node.input[0]]), _shape(types[node.input[1]])
-    if x is None or w is None or len(x) != len(w):
-        return False
+    x, other = (_shape(types[name]) for name in node.input[:2])
     given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    if given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+    if x is None or other is None:
+        return False
+    if node.op_type == "Gather":
+        picked, axis = value.get(node.input[1]), given.get("axis", 0)
+        if picked is None or not picked.size or not -len(x) <= axis < len(x):
+            return False
+        return bool(picked.max() >= x[axis] or picked.min() < -x[axis])
+    if len(x) != len(other) or given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
         return False
     rank = len(x) - 2
     pads, spread = given.get("pads", [0] * 2 * rank), given.get("dilations", [1] * rank)
     return any(
-        x[2 + i] + pads[i] + pads[rank + i] < (w[2 + i] - 1) * spread[i] + 1 for i in range(rank)
+        x[2 + i] + pads[i] + pads[rank + i] < (other[2 + i] - 1) * spread[i] + 1
+        for i in range(rank)
     )
 
 

@@ -201,7 +201,7 @@ def entries() -> dict[str, Network]:
     add("bloom", "BloomForCausalLM", causal, **SMALL, n_head=4, **eager)
     add("mamba", "MambaForCausalLM", tokens(), **SMALL)
     t5 = {"vocab_size": TOKENS, "d_model": 64, "d_kv": 16, "d_ff": 256, "num_layers": 2,
-          "num_heads": 4, "decoder_start_token_id": 0, "tie_encoder_decoder": False}  # fmt: skip
+          "num_heads": 4, "decoder_start_token_id": 0, **eager}  # fmt: skip
     gated = {**t5, "feed_forward_proj": "gated-gelu"}
     crossed = both(input_ids=(2, 7), encoder_hidden_states=(2, 12, 64))
     for name, options in (("t5", t5), ("t5_gated", gated)):
