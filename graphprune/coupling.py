@@ -215,7 +215,7 @@ def _settle_folds(
     """
     places: dict[int, list[tuple[int, int]]] = {}  # class of a part → (fold, part) where it stands
     rank: dict[int, tuple[int, int, int]] = {}
-    heads = {int(c) for slots in relations.heads for c in labels[slots]}
+    heads = _heads(relations, labels, pinned)
     classes = _part_classes(relations, labels)
     for f, fold in enumerate(relations.folds):
         for p, part in enumerate(fold.parts):
@@ -247,6 +247,17 @@ def _settle_folds(
         spread = np.broadcast_to(fold.parts[chosen].reshape(shape), lengths).reshape(-1)
         ties.append((fold.whole, spread))
     return ties, pins
+
+
+def _heads(relations: Relations, labels: NDArray[np.int32], pinned: Mask) -> set[int]:
+    """Components that count heads. Where heads and a batch that must stay are one axis, the part
+    of it that is free counts them."""
+    heads = {int(c) for slots in relations.heads for c in labels[slots]}
+    for fold in relations.folds:
+        open_parts = [part for part in fold.parts if not pinned[labels[part]].all()]
+        if len(open_parts) == 1 and heads.intersection(labels[fold.whole].tolist()):
+            heads.update(labels[open_parts[0]].tolist())
+    return heads
 
 
 def _part_classes(relations: Relations, labels: NDArray[np.int32]) -> list[list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx
 import pytest
+from graphs import Builder
 from onnx import TensorProto, helper, parser
 
 from graphprune.analysis import analyse
@@ -113,6 +114,23 @@ def text(entry: tuple[int, str, str, str]) -> str:
 @pytest.mark.parametrize("name", MODELS)
 def test_law_holds(name: str) -> None:
     assert check_rule(text(MODELS[name])).passed
+
+
+def test_heads_that_share_an_axis_with_a_fixed_batch() -> None:
+    """A batch of two and four heads are one axis of eight: whole heads leave all the same."""
+    b = Builder(1)
+    q, k, v = (b.add("MatMul", "x", b.weight(6, 32)) for _ in "qkv")
+    q, k, v = (b.add("Reshape", t, b.ints(2, 5, 4, 8)) for t in (q, k, v))
+    q, k, v = (b.add("Transpose", t, perm=[0, 2, 1, 3]) for t in (q, k, v))
+    q, k, v = (b.add("Reshape", t, b.ints(8, 5, 8)) for t in (q, k, v))
+    scores = b.add("Softmax", b.add("MatMul", q, b.add("Transpose", k, perm=[0, 2, 1])))
+    mixed = b.add("Reshape", b.add("MatMul", scores, v), b.ints(2, 4, 5, 8))
+    joined = b.add("Reshape", b.add("Transpose", mixed, perm=[0, 2, 1, 3]), b.ints(2, 5, 32))
+    y = b.add("MatMul", joined, b.weight(32, 6))
+    model = b.model({"x": [2, 5, 6]}, {y: [2, 5, 6]})
+    assert check_rule(model).passed
+    groups = analyse(load(model)).coupling.groups
+    assert [len(group) for group in groups] == [4]
 
 
 # structure: a form above, and the axes none of whose slots may be pinned
