@@ -70,6 +70,11 @@ def decide(
     before = analysis.cost.of(analysis.nothing_removed)
     own = {"bytes": prepared.original_bytes}  # the share is of the user's file
     for kind in budgets:
+        if not before.of(kind):
+            raise NothingPrunableError(
+                f"the budget is on {kind}, of which no operator that is known here has any",
+                "; ".join(prepared.unknown_notes[:3]),
+            )
         allowed = limits[kind] * own.get(kind, before.of(kind)) - (margins or {}).get(kind, 0.0)
         limits[kind] = min(1.0, allowed / max(before.of(kind), 1.0)) if budgets[kind] < 1 else 1.0
     target = choose(

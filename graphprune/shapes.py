@@ -6,7 +6,7 @@ Symbolic dimensions are given a size first, so that Reshape, Slice and their lik
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -32,9 +32,11 @@ CANNOT_EVALUATE = (
     ValueError,
 )
 # Operators defined as functions, for which ONNX's per-node inference finds nothing.
+INFERRED_AS = {"GreaterOrEqual": "Greater", "LessOrEqual": "Less"}
 SAME_AS_FIRST = {"GroupNormalization", "MeanVarianceNormalization", "RMSNormalization"}
 # Sizes tried, in order, for a symbolic dimension nobody named: the first that the graph accepts.
-TRIED_SIZES = (1, 32, 64, 128, 224, 256, 320, 512, 640)
+# Axes of length 1 would broadcast against anything and hide where the work is, so 1 is not first.
+TRIED_SIZES = (32, 64, 1, 128, 224, 256, 320, 512, 640)
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Shapes:
     symbolic: dict[str, tuple[int, ...]] = field(default_factory=dict)  # input → symbolic axes
     notes: tuple[str, ...] = ()
     turns: dict[str, int] = field(default_factory=dict)  # loop body → how often it runs, if known
+    assumed: frozenset[str] = frozenset()  # inputs whose symbolic sizes nobody gave
 
 
 def infer(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Shapes:
@@ -60,9 +63,10 @@ def infer(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Shap
         if (dims := declared(value)) is not None
     }
     open_names = [name for name, axes in symbolic.items() if axes and name not in given]
+    batch = batch_names(model)
     last: Shapes | None = None
     for size in TRIED_SIZES if open_names else (1,):
-        inputs = {value.name: _concrete(value, given, size) for value in model.inputs}
+        inputs = {value.name: _concrete(value, given, size, batch) for value in model.inputs}
         shapes = _walk(model, inputs)
         if last is None or _unknown(shapes) < _unknown(last):
             last = shapes
@@ -72,12 +76,13 @@ def infer(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Shap
     assert last is not None
     notes = []
     if open_names:
-        size_text = "1" if chosen == 1 else f"{chosen} (batch 1)"
+        taken = {last.inputs[name][axis] for name in open_names for axis in symbolic[name]}
+        size_text = "1" if taken == {1} else f"{chosen} (batch 1)"
         notes.append(
             f"symbolic dimensions of {', '.join(open_names)} taken as {size_text}; "
             "give others with --input-shape NAME:1,3,224,224"
         )
-    return replace(last, symbolic=symbolic, notes=tuple(notes))
+    return replace(last, symbolic=symbolic, notes=tuple(notes), assumed=frozenset(open_names))
 
 
 def declared(value: onnx.ValueInfoProto) -> list[int | None] | None:
@@ -107,8 +112,21 @@ def _check_given(model: Model, given: Mapping[str, Shape]) -> None:
             raise UsageError(f"--input-shape {list(shape)} does not fit the declared {dims}", name)
 
 
-def _concrete(value: onnx.ValueInfoProto, given: Mapping[str, Shape], size: int) -> Shape:
-    """The first symbolic axis is the batch (1); the others get ``size``."""
+def batch_names(model: Model) -> set[str]:
+    """Names of symbolic first axes: wherever they stand, a recurrent state say, they are 1."""
+    firsts = [axis_names(value)[:1] for value in model.inputs if len(axis_names(value)) > 1]
+    return {name for first in firsts for name in first} - {""}
+
+
+def axis_names(value: onnx.ValueInfoProto) -> list[str]:
+    """The names of an input's symbolic sizes, empty for the others."""
+    return [dim.dim_param for dim in value.type.tensor_type.shape.dim]
+
+
+def _concrete(
+    value: onnx.ValueInfoProto, given: Mapping[str, Shape], size: int, batch: Set[str]
+) -> Shape:
+    """The first symbolic axis is the batch (1), as are those of its name; others get ``size``."""
     if value.name in given:
         return given[value.name]
     dims = declared(value)
@@ -118,7 +136,12 @@ def _concrete(value: onnx.ValueInfoProto, given: Mapping[str, Shape], size: int)
             f"input {value.name!r}",
             f"Give it with --input-shape {value.name}:1,3,224,224.",
         )
-    return tuple(d if d is not None else (1 if axis == 0 else size) for axis, d in enumerate(dims))
+    names = axis_names(value)
+    single = batch - {name for name in names[:1] if name in names[1:]}  # one for all says nothing
+    return tuple(
+        d if d is not None else 1 if axis == 0 or name in single else size
+        for axis, (d, name) in enumerate(zip(dims, names, strict=True))
+    )
 
 
 def _unknown(shapes: Shapes) -> int:
@@ -208,8 +231,10 @@ def _infer_node(
     types: Mapping[str, onnx.TypeProto],
     value: Mapping[str, Array],
 ) -> Mapping[str, onnx.TypeProto]:
+    if node.op_type in INFERRED_AS and not node.domain:
+        node = helper.make_node(INFERRED_AS[node.op_type], node.input, node.output)
     schema = _schema(node, model.opsets)
-    if bodies(node):
+    if bodies(node) or _cannot_run(node, types, value):
         return {}
     if schema is None:
         return _infer_foreign(node, model, types, value)
@@ -246,6 +271,32 @@ def _infer_foreign(
         return {}
     opsets = model.skeleton.opset_import
     return infer_alone(node, types, value, opsets, model.skeleton.ir_version)
+
+
+def _cannot_run(
+    node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto], value: Mapping[str, Array]
+) -> bool:
+    """What ONNX's inference accepts and nothing runs: an input smaller than a convolution's kernel,
+    or than the positions that a Gather picks."""
+    if node.op_type not in ("Conv", "Gather") or len(node.input) < 2:
+        return False
+    x, other = (_shape(types[name]) for name in node.input[:2])
+    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    if x is None or other is None:
+        return False
+    if node.op_type == "Gather":
+        picked, axis = value.get(node.input[1]), given.get("axis", 0)
+        if picked is None or not picked.size or not -len(x) <= axis < len(x):
+            return False
+        return bool(picked.max() >= x[axis] or picked.min() < -x[axis])
+    if len(x) != len(other) or given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+        return False
+    rank = len(x) - 2
+    pads, spread = given.get("pads", [0] * 2 * rank), given.get("dilations", [1] * rank)
+    return any(
+        x[2 + i] + pads[i] + pads[rank + i] < (other[2 + i] - 1) * spread[i] + 1
+        for i in range(rank)
+    )
 
 
 def _fold(

@@ -18,7 +18,7 @@ from graphprune.calibrate.samples import Samples, batched_inputs
 from graphprune.errors import ModelError, UsageError
 from graphprune.model import Array, Model
 from graphprune.runtime import asked_for, index_bounds, input_dtype, run_session, session
-from graphprune.shapes import Shape, Shapes
+from graphprune.shapes import Shape, Shapes, axis_names, batch_names
 
 Draw = Callable[[int, np.random.Generator], Array]  # how many rows → rows
 
@@ -63,7 +63,7 @@ def synthesise(
 
 
 def opened_sizes(model: Model, shapes: Shapes) -> Shapes:
-    """``shapes`` with input sizes that say something where the analysis took 1 for open axes.
+    """``shapes`` with input sizes that say something where the analysis had to assume some.
 
     Pictures get sides of 224, other open axes but the batch 32, or the next of a short list on
     which the model runs; where there is none the sizes stay as they are.
@@ -82,14 +82,14 @@ def opened_sizes(model: Model, shapes: Shapes) -> Shapes:
 
 
 def _opened(model: Model, shapes: Shapes, side: int, length: int) -> Shapes:
-    """The same with sizes in the place of ones on open axes that are not the batch."""
+    """The same with other sizes on open axes that nobody gave and that are not the batch."""
     pictures = {p.name for p in picture_inputs(model, shapes, side)}
-    batch = {name for value in model.inputs for name in _axis_names(value)[:1]} - {""}
+    batch = batch_names(model)
     inputs = {}
     for value in model.inputs:
         sizes = list(shapes.inputs[value.name])
         for axis in shapes.symbolic.get(value.name, ()):
-            if axis and sizes[axis] == 1 and _axis_names(value)[axis] not in batch:
+            if value.name in shapes.assumed and axis and axis_names(value)[axis] not in batch:
                 sizes[axis] = side if value.name in pictures else length
         inputs[value.name] = tuple(sizes)
     return replace(shapes, inputs=inputs)
@@ -176,8 +176,3 @@ def _signals(count: int, shape: Shape, rng: np.random.Generator) -> NDArray[np.f
     spread = pink.std(axis=tuple(range(1, pink.ndim)), keepdims=True)
     rows[1::2] = pink / np.maximum(spread, 1e-9)
     return rows
-
-
-def _axis_names(value: onnx.ValueInfoProto) -> list[str]:
-    """The names of an input's symbolic sizes, empty for the others."""
-    return [dim.dim_param for dim in value.type.tensor_type.shape.dim]

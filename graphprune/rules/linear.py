@@ -16,6 +16,22 @@ def conv(op: Op) -> None:
 
     A grouped convolution loses whole groups, or the same positions of every group.
     """
+    convolution(op, bias=2)
+
+
+@table.rule("DeformConv")
+def deformable_conv(op: Op) -> None:
+    """Convolution at places that ``offset`` moves (and ``mask`` weighs), by group of channels."""
+    x = op.input(0)
+    convolution(op, bias=3)
+    for i in (2, 4):
+        if op.has(i):
+            op.tie(op.input(i)[0], x[0])
+    if int(op.attr("offset_group", 1)) > 1:
+        op.pin(x[1], "channels share offsets in groups")
+
+
+def convolution(op: Op, bias: int) -> None:
     x, w, y = op.input(0), op.input(1), op.output()
     groups = _groups(op, len(x[1]))
     op.tie(x[0], y[0])
@@ -28,8 +44,8 @@ def conv(op: Op) -> None:
         op.fold(x[1], [group, w[1]])
         op.fold(y[1], [group, op.virtual(len(y[1]) // groups)])
         op.count_attr("group", group)
-    if op.has(2):
-        op.tie(op.input(2)[0], y[1])
+    if op.has(bias):
+        op.tie(op.input(bias)[0], y[1])
     op.macs(*y, *w.axes[1:])
 
 

@@ -195,6 +195,8 @@ def gather(op: Op) -> None:
     value = op.value(1)
     if value is None or indices.rank > 1 or not op.constant[1]:
         return op.pin(x[axis], "indices along the axis are not known before run time")
+    if value.size and not -len(x[axis]) <= value.min() <= value.max() < len(x[axis]):
+        raise RefusedError("indices beyond the axis")
     picked = x[axis].slots[value.astype(np.int64)]
     if indices.rank == 0:
         op.pin(picked, "one position is selected")

@@ -135,6 +135,11 @@ class Op:
             if i not in but:
                 self.tie(p, q)
 
+    def same_axes(self, a: Sequence[Axis], b: Sequence[Axis]) -> None:
+        """Tie axes pairwise."""
+        for p, q in zip(a, b, strict=True):
+            self.tie(p, q)
+
     def broadcast(self, a: SlotTensor, y: SlotTensor, to: int | None = None) -> None:
         """Tie ``a`` to ``y`` as numpy broadcasts it, right-aligned at axis ``to`` (exclusive)."""
         end = y.rank if to is None else to

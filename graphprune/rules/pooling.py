@@ -52,3 +52,13 @@ def grid_sample(op: Op) -> None:
 def roi(op: Op) -> None:
     """One output per region of interest; channels go through."""
     op.tie(op.input(0)[1], op.output()[1])
+
+
+@table.rule("Col2Im")
+def columns_to_image(op: Op) -> None:
+    """[N, C * block, L] columns add up to [N, C, *image]."""
+    x, y = op.input(0), op.output()
+    block = op.virtual(len(x[1]) // len(y[1]))
+    op.tie(x[0], y[0])
+    op.fold(x[1], [y[1], block])
+    op.pin(block, "the places of a block")

@@ -1,0 +1,90 @@
+"""Operators that read or write elements by position: those stay, the other axes go through."""
+
+from __future__ import annotations
+
+from graphprune.rules.op import Op, RefusedError, Table
+
+table = Table()
+
+
+@table.rule("GatherND")
+def gather_nd(op: Op) -> None:
+    """``data``: [batch.., looked up.., rest..]; ``indices``: [batch.., i.., looked up axes]."""
+    x, indices, y = op.input(0), op.input(1), op.output()
+    batch = int(op.attr("batch_dims", 0))
+    looked_up = len(indices[indices.rank - 1])
+    for a, b in zip(indices.axes[:-1], y.axes, strict=False):
+        op.tie(a, b)
+    op.same_axes(x.axes[:batch], y.axes[:batch])
+    op.same_axes(x.axes[batch + looked_up :], y.axes[indices.rank - 1 :])
+    for axis in x.axes[batch : batch + looked_up]:
+        op.pin(axis, "indices along the axis")
+
+
+@table.rule("ScatterND")
+def scatter_nd(op: Op) -> None:
+    """``updates``: [i.., rest..] overwrite the places of ``data`` [looked up.., rest..]."""
+    x, indices, updates, y = op.input(0), op.input(1), op.input(2), op.output()
+    looked_up = len(indices[indices.rank - 1])
+    op.same_axes(x.axes[looked_up:], y.axes[looked_up:])
+    op.same_axes(updates.axes[indices.rank - 1 :], y.axes[looked_up:])
+    for axis in x.axes[:looked_up]:
+        op.pin(axis, "indices along the axis")
+
+
+@table.rule("GatherElements")
+def gather_elements(op: Op) -> None:
+    """``y[i, j] = x[indices[i, j], j]``: axes but the one looked up along correspond."""
+    x, indices, y = op.input(0), op.input(1), op.output()
+    axis = op.axis(default=0)
+    op.same(indices, y)
+    for a, b in zip(x, y, strict=True):
+        if a.index == axis or len(a) != len(b):
+            op.pin(a, "indices along the axis")
+        else:
+            op.tie(a, b)
+
+
+@table.rule("ScatterElements", "Scatter")
+def scatter_elements(op: Op) -> None:
+    """``y[indices[i, j], j] = updates[i, j]``, everything else as in ``x``."""
+    x, indices, updates, y = op.input(0), op.input(1), op.input(2), op.output()
+    axis = op.axis(default=0)
+    for i, (a, b) in enumerate(zip(x, y, strict=True)):
+        if i == axis or len(a) != len(updates[i]):
+            op.pin(a, "indices along the axis")
+            op.tie(a, b)
+            continue
+        op.tie(a, b)
+        op.tie(updates[i], b)
+        op.tie(indices[i], b)
+
+
+@table.rule("OneHot")
+def one_hot(op: Op) -> None:
+    """A new axis of positions; the others are the indices'."""
+    indices, y = op.input(0), op.output()
+    axis = int(op.attr("axis", -1)) % y.rank
+    op.same_axes(indices.axes, [a for a in y if a.index != axis])
+    op.pin(y[axis], "positions along the axis")
+
+
+@table.rule("CenterCropPad")
+def center_crop_pad(op: Op) -> None:
+    """Named axes are cut or padded about their middle."""
+    x, y = op.input(0), op.output()
+    axes = op.attr("axes")
+    op.same(x, y, but=range(x.rank) if axes is None else [axis % x.rank for axis in axes])
+
+
+@table.rule("DFT")
+def fourier(op: Op) -> None:
+    """A transform along one axis of [.., real and imaginary]."""
+    x, y = op.input(0), op.output()
+    axis = op.attr("axis", 1)
+    if op.version >= 20:
+        value = op.value(2)
+        if op.has(2) and value is None:
+            raise RefusedError("the axis is not known before run time")
+        axis = -2 if value is None else int(value.reshape(-1)[0])
+    op.same(x, y, but=[axis % x.rank, x.rank - 1])
