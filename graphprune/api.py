@@ -273,7 +273,7 @@ def _judge(studied: Study, made: _Made, options: Options, clock: Clock) -> Resul
     _gates(verdict, options)
     before, after = _summaries(prepared, made, verdict)
     return Result(
-        made.model.assemble(),
+        made.model,
         made.plan,
         made.changes,
         verdict,

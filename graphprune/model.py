@@ -14,6 +14,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from graphprune import external
+from graphprune.external import in_memory, on_disk, raw_chunks
+
 Array = NDArray[Any]
 
 PROTOBUF_LIMIT = 2**31 - 2**20  # a little below 2 GiB: larger models need external data
@@ -54,7 +57,8 @@ class Model:
         """The whole model as one proto: a copy, weights included."""
         proto = onnx.ModelProto()
         proto.CopyFrom(self.skeleton)
-        proto.graph.initializer.extend(self.initializers.values())
+        for tensor in self.initializers.values():
+            proto.graph.initializer.append(in_memory(tensor))
         return proto
 
     @cached_property
@@ -111,7 +115,7 @@ class Model:
     def array(self, name: str) -> Array:
         """The value of a constant tensor: an initialiser, or computed from initialisers."""
         if name in self.initializers:
-            return numpy_helper.to_array(self.initializers[name])
+            return external.array(self.initializers[name])
         from onnx.reference import ReferenceEvaluator
 
         node = self.nodes[self.producer[name]]
@@ -145,7 +149,8 @@ class Model:
         digest.update(self.skeleton.SerializeToString(deterministic=True))
         for name, tensor in self.initializers.items():
             digest.update(f"{name}:{tensor.data_type}:{list(tensor.dims)}".encode())
-            digest.update(_payload(tensor))
+            for part in _payload(tensor):
+                digest.update(part)
         return digest.hexdigest()
 
     def with_graph(
@@ -191,10 +196,11 @@ def _reaching_outputs(
 def tensor_bytes(tensor: onnx.TensorProto) -> int:
     """Bytes of an initialiser in the file, its tag and length included; raw data is not copied."""
     header = onnx.TensorProto()
-    for field, value in tensor.ListFields() if not tensor.HasField("raw_data") else ():
+    raw = tensor.HasField("raw_data") or on_disk(tensor)
+    for field, value in tensor.ListFields() if not raw else ():
         _assign(header, field.name, value)
     size = int(header.ByteSize())
-    if tensor.HasField("raw_data"):
+    if raw:
         header.dims.extend(tensor.dims)
         header.data_type, header.name = tensor.data_type, tensor.name
         header.doc_string = tensor.doc_string
@@ -210,10 +216,10 @@ def _field(length: int) -> int:
     return 1 + max(1, (length.bit_length() + 6) // 7) + length
 
 
-def _payload(tensor: onnx.TensorProto) -> bytes:
-    if tensor.HasField("raw_data"):
-        return bytes(tensor.raw_data)
-    return bytes(tensor.SerializeToString(deterministic=True))
+def _payload(tensor: onnx.TensorProto) -> Iterable[bytes | memoryview]:
+    if tensor.HasField("raw_data") or on_disk(tensor):
+        return raw_chunks(tensor)
+    return [bytes(tensor.SerializeToString(deterministic=True))]
 
 
 def label(node: onnx.NodeProto) -> str:

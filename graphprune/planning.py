@@ -12,7 +12,7 @@ from graphprune.analysis import pinned_reasons
 from graphprune.budget import Decision, allocate
 from graphprune.criteria import Criterion, Scores, Scoring, score
 from graphprune.criteria.evidence import Evidence
-from graphprune.errors import NothingPrunableError, UsageError
+from graphprune.errors import NothingPrunableError, TargetError, UsageError
 from graphprune.options import Options
 from graphprune.plan import Plan, make_plan
 from graphprune.prepared import Prepared
@@ -70,11 +70,18 @@ def decide(
     own = {"bytes": prepared.original_bytes}  # the share is of the user's file
     for kind in budgets:
         allowed = limits[kind] * own.get(kind, before.of(kind)) - (margins or {}).get(kind, 0.0)
-        limits[kind] = min(1.0, allowed / before.of(kind)) if budgets[kind] < 1 else 1.0
+        limits[kind] = min(1.0, allowed / max(before.of(kind), 1)) if budgets[kind] < 1 else 1.0
     target = choose(
         prepared.registry.targets, options.hardware, options.round_to, options.min_channels
     )
     curves = {g: e.curve * (weights or {}).get(g, 1.0) for g, e in judged.evidence.items()}
+    for kind in budgets:
+        if budgets[kind] < 1 and not before.of(kind) and analysis.coupling.groups:
+            raise TargetError(
+                f"the model has no {kind}: there is nothing to make less of",
+                hint="Give a budget of another kind: --target-flops, --target-params, "
+                "--target-size.",
+            )
     ranked = options.spread not in ("auto", "solved")
     spread = options.spread if ranked else "balanced"
     try:

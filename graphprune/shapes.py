@@ -15,6 +15,7 @@ from onnx import defs, helper, numpy_helper, shape_inference
 
 from graphprune.errors import ModelError, UsageError
 from graphprune.model import RANDOM_OPS, Array, Model, bodies
+from graphprune.sound import check_axes
 
 Shape = tuple[int, ...]
 SMALL = 4096  # elements: larger values are never carried through shape arithmetic
@@ -152,7 +153,7 @@ def _walk(model: Model, inputs: Mapping[str, Shape]) -> Shapes:
     for tensor in model.initializers.values():
         types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
         if _size(tuple(tensor.dims)) <= SMALL:
-            value[tensor.name] = numpy_helper.to_array(tensor)
+            value[tensor.name] = model.array(tensor.name)
     hints = {info.name: info for info in model.graph.value_info}
     for node in model.nodes:
         found = _infer_node(node, model, types, value)
@@ -196,6 +197,8 @@ def _infer_node(
     if schema is None or bodies(node):
         return {}
     present = {name for name in node.input if name}
+    first = _shape(types.get(node.input[0])) if node.input else None
+    check_axes(node, None if first is None else len(first))
     try:
         found = shape_inference.infer_node_outputs(
             schema,

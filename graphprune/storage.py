@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import os
+import shutil
 import tempfile
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
-import numpy as np
 import onnx
-from onnx import external_data_helper, inliner, numpy_helper
+from onnx import inliner
 
 from graphprune.errors import ModelError, UsageError
-from graphprune.model import PROTOBUF_LIMIT, Model, captured, label, without
+from graphprune.external import LAZY, in_memory, on_disk, pointed, raw_chunks, size_of
+from graphprune.model import (
+    ELEMENT_BITS,
+    PROTOBUF_LIMIT,
+    Model,
+    bodies,
+    captured,
+    label,
+    without,
+)
+from graphprune.sound import check_nodes, check_tensor, densify
+
+WHOLE_BYTES = {kind for kind, bits in ELEMENT_BITS.items() if bits % 8 == 0}
+SMALLEST_OUTSIDE = 1024  # bytes: smaller weights stay in the graph's file
+ALIGNMENT = 4096  # of a weight in the data file, so that it can be mapped
 
 
 def load(source: str | Path | onnx.ModelProto) -> Model:
@@ -24,6 +40,8 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
     if isinstance(source, onnx.ModelProto):
         proto = onnx.ModelProto()
         proto.CopyFrom(source)
+        if any(on_disk(tensor) for tensor in _tensors(proto)):
+            raise ModelError("the weights are not in the model", hint="Give the model's path.")
     else:
         proto, data_files = _read(Path(source))
     if not proto.graph.node:
@@ -33,8 +51,10 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
             "Export the model again; an ONNX model needs at least one node.",
         )
     if proto.functions:
-        proto = inliner.inline_local_functions(proto)
+        proto = _inlined(proto)
+    densify(proto)
     _check_names(proto)
+    check_nodes(proto)
     proto = _sorted(proto)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     model = Model(without(proto, ("initializer",)), tensors, data_files)
@@ -50,16 +70,15 @@ def save(model: Model, path: str | Path) -> None:
     path = Path(path)
     external = bool(model.data_files) or model.weight_bytes > PROTOBUF_LIMIT
     try:
+        if external and shutil.disk_usage(path.parent).free < model.weight_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             data = path.with_name(path.name + ".data")
             beside, beside_data = Path(folder) / path.name, Path(folder) / data.name
-            proto = model.assemble()
             if external:
-                onnx.save(proto, beside, save_as_external_data=True, location=data.name)
-                if beside_data.exists():  # onnx makes it readable by its owner alone
-                    beside_data.chmod(beside.stat().st_mode)
+                _write_beside(model, beside, beside_data)
             else:
-                beside.write_bytes(proto.SerializeToString())
+                beside.write_bytes(model.assemble().SerializeToString())
             earlier = Path(folder) / "earlier"
             if beside_data.exists() and data.exists():
                 os.replace(data, earlier)
@@ -79,6 +98,28 @@ def save(model: Model, path: str | Path) -> None:
             str(path),
             "Choose a folder that is writable and has room with -o OUT; nothing was left behind.",
         ) from error
+
+
+def _write_beside(model: Model, path: Path, data: Path) -> None:
+    """The graph to ``path``, its larger weights to ``data``, one after the other."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.skeleton)
+    at = 0
+    with data.open("wb") as file:
+        for tensor in model.initializers.values():
+            size = size_of(tensor) if on_disk(tensor) else len(tensor.raw_data)
+            if size < SMALLEST_OUTSIDE:
+                proto.graph.initializer.append(in_memory(tensor))
+                continue
+            gap = -at % ALIGNMENT
+            file.write(bytes(gap))
+            proto.graph.initializer.append(pointed(tensor, data.name, at + gap, size))
+            for part in raw_chunks(tensor):
+                file.write(part)
+            at += gap + size
+    path.write_bytes(proto.SerializeToString())
+    if not at:
+        data.unlink()
 
 
 def source_bytes(source: str | Path | onnx.ModelProto, model: Model) -> int:
@@ -105,23 +146,98 @@ def _read(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
             str(path),
             "Export or download it again; `onnx.load` must read it.",
         ) from error
-    external = external_data_helper._get_all_tensors(proto)
-    outside = [t for t in external if external_data_helper.uses_external_data(t)]
     files: dict[Path, None] = {}
-    for tensor in outside:
-        location = next((e.value for e in tensor.external_data if e.key == "location"), "?")
-        try:
-            external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
-        except (OSError, ValueError, onnx.checker.ValidationError) as error:
-            raise ModelError(
-                f"the external data file {location!r} is missing or unreadable",
-                f"tensor {tensor.name!r} of {path}",
-                "Keep the data file beside the model, under the name that the model gives it.",
-            ) from error
-        files[(path.parent / location).resolve()] = None
+    weights = {id(tensor) for tensor in proto.graph.initializer}
+    for tensor in _tensors(proto):
+        if not on_disk(tensor):
+            continue
+        file, offset, size = _data_of(tensor, path)
+        files[file] = None
+        if id(tensor) in weights and size >= LAZY and tensor.data_type in WHOLE_BYTES:
+            tensor.CopyFrom(pointed(tensor, file, offset))
+            continue
+        with file.open("rb") as opened:
+            opened.seek(offset)
+            tensor.raw_data = opened.read(size)
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
     return proto, tuple(files)
+
+
+def _tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Every tensor in the model, wherever it stands."""
+    found: list[onnx.TensorProto] = []
+    graphs, nodes = [proto.graph], [node for f in proto.functions for node in f.node]
+    while graphs or nodes:
+        if not nodes:
+            graph = graphs.pop()
+            found += graph.initializer
+            found += [t for s in graph.sparse_initializer for t in (s.values, s.indices)]
+            nodes += graph.node
+            continue
+        node = nodes.pop()
+        graphs += bodies(node)
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                found.append(attribute.t)
+            found += attribute.tensors
+    return found
+
+
+def _data_of(tensor: onnx.TensorProto, model: Path) -> tuple[Path, int, int]:
+    """The file that holds a tensor's bytes, where they begin, and how many they are.
+
+    Raises ``ModelError`` unless they lie whole in a plain file in the model's own folder: a model
+    may not read other files of the machine.
+    """
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    shown = repr(location[:200])
+    where = f"tensor {tensor.name[:200]!r} of {model}"
+    flavours = PurePosixPath(location), PureWindowsPath(location)
+    leaves = not location or any(p.is_absolute() or p.drive or ".." in p.parts for p in flavours)
+    folders = model.parent.resolve(), model.resolve().parent
+    try:
+        file = (model.parent / location).resolve(strict=True)
+        inside = any(file.is_relative_to(folder) for folder in folders)
+        plain, stored = file.is_file(), file.stat().st_size
+    except (OSError, ValueError) as error:
+        if not leaves:
+            raise ModelError(
+                f"the external data file {shown} is missing or unreadable",
+                where,
+                "Keep the data file beside the model, under the name that the model gives it.",
+            ) from error
+        inside = False
+    if leaves or not inside:
+        raise ModelError(
+            f"the external data file {shown} lies outside the model's folder",
+            where,
+            "A model may read nothing but its own folder: put the data file itself beside it.",
+        )
+    size = (math.prod(tensor.dims) * ELEMENT_BITS.get(tensor.data_type, 0) + 7) // 8
+    numbers = [entries.get(key) or default for key, default in (("offset", "0"), ("length", size))]
+    offset, length = (int(n) if str(n).isdecimal() else -1 for n in numbers)
+    fits = min(tensor.dims, default=1) >= 0 and offset >= 0 and length == size
+    if not plain or not fits or offset + size > stored:
+        raise ModelError(
+            f"the external data file {shown} does not hold what the model says",
+            where,
+            f"It should hold {size} bytes from {numbers[0][:20]} on; it has {stored} in all.",
+        )
+    return file, offset, size
+
+
+def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Local functions in the place of their calls."""
+    try:
+        return inliner.inline_local_functions(proto)
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        text = str(error).partition("\n")[0]
+        raise ModelError(
+            f"the model's own functions cannot be inlined: {text[:300]}",
+            hint="A function may call neither itself nor what is not there; export it again.",
+        ) from error
 
 
 def _sorted(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -171,7 +287,6 @@ def _check_names(proto: onnx.ModelProto) -> None:
 def _check(model: Model) -> None:
     """What every later stage relies on: defined inputs and outputs, sound weights."""
     defined = {value.name for value in model.graph.input} | set(model.initializers)
-    defined |= {t.values.name for t in model.graph.sparse_initializer}
     for node in model.nodes:
         for name in (*(n for n in node.input if n), *captured(node)):
             if name not in defined:
@@ -179,28 +294,9 @@ def _check(model: Model) -> None:
         defined.update(node.output)
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR:
-                _check_tensor(attribute.t, label(node))
+                check_tensor(attribute.t, label(node))
     for value in model.outputs:
         if value.name not in defined:
             raise ModelError(f"the graph output {value.name!r} is produced by nothing")
     for name, tensor in model.initializers.items():
-        _check_tensor(tensor, name)
-
-
-def _check_tensor(tensor: onnx.TensorProto, name: str) -> None:
-    try:
-        value = numpy_helper.to_array(tensor)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ModelError(
-            "a weight's data does not fit its shape",
-            f"tensor {name!r}",
-            "The file is damaged; export it again.",
-        ) from error
-    if value.dtype.kind == "V":  # bfloat16 and the 8-bit floats, which numpy itself lacks
-        value = value.astype(np.float32)
-    if value.size and value.dtype.kind == "f" and np.isnan(value.min()):
-        raise ModelError(
-            "weights contain NaN",
-            f"tensor {name!r}",
-            "Such a model computes nothing useful; check the training run or the export.",
-        )
+        check_tensor(tensor, name)
