@@ -8,7 +8,7 @@ cut keeps stands beside it, as one bit per slot.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,26 @@ def pointed(
     for key, value in (("location", path), ("offset", offset), ("length", length)):
         result.external_data.add(key=key, value=str(value))
     return result
+
+
+def folder_of(tensors: Iterable[onnx.TensorProto]) -> Path | None:
+    """The folder of all files that tensors lie in; ``None`` where there are several folders, or
+    where only a part of a tensor is kept."""
+    folders = set()
+    for tensor in tensors:
+        if on_disk(tensor):
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            folders.add(None if WHOLE in entries else Path(entries["location"]).parent)
+    return folders.pop() if len(folders) == 1 else None
+
+
+def named_in(tensor: onnx.TensorProto, folder: Path) -> onnx.TensorProto:
+    """The tensor with its file named as ``folder`` sees it."""
+    if not on_disk(tensor):
+        return tensor
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    name = Path(entries["location"]).relative_to(folder)
+    return pointed(tensor, name, int(entries["offset"]))
 
 
 def _mapped(tensor: onnx.TensorProto) -> tuple[Array, dict[int, Array]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from graphprune import external
 from graphprune.errors import ModelError, UsageError
 from graphprune.model import PROTOBUF_LIMIT, Array, Model
 from graphprune.shapes import Shapes
 from graphprune.storage import save
 
+LARGE = 1 << 28  # bytes of weights from which a proof maps them instead of copying them
 Feeds = Mapping[str, Array]
 # Operators that hand an index on unchanged to the Gather whose table bounds it.
 INDEX_KEEPERS = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Clip"}
@@ -37,6 +39,8 @@ def session(model: Model, threads: int = 0, provider: str = "cpu", optimise: boo
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     providers = [_provider(provider, ort.get_available_providers())]
     try:
+        if not optimise and model.weight_bytes > LARGE:
+            return _mapped_session(model, options, providers)
         if model.weight_bytes <= PROTOBUF_LIMIT:
             content = model.assemble().SerializeToString()
             return ort.InferenceSession(content, options, providers)
@@ -52,6 +56,27 @@ def session(model: Model, threads: int = 0, provider: str = "cpu", optimise: boo
         ) from error
 
 
+def _mapped_session(model: Model, options: Any, providers: list[str]) -> Any:
+    """A session whose weights stay in their files: ONNX Runtime maps them, and makes no copies."""
+    import onnxruntime as ort
+
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    folder = external.folder_of(model.initializers.values())
+    if folder is None:
+        with tempfile.TemporaryDirectory() as made:
+            path = Path(made) / "model.onnx"
+            save(replace(model, data_files=(path,)), path)
+            return ort.InferenceSession(str(path), options, providers)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.skeleton)
+    for tensor in model.initializers.values():
+        proto.graph.initializer.append(external.named_in(tensor, folder))
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(folder)
+    )
+    return ort.InferenceSession(proto.SerializeToString(), options, providers)
+
+
 def _provider(name: str, available: Sequence[str]) -> str:
     wanted = {p.removesuffix("ExecutionProvider").lower(): p for p in available}
     if name.lower() not in wanted:
@@ -63,7 +88,7 @@ def _provider(name: str, available: Sequence[str]) -> str:
 
 def opened(model: Model) -> Callable[[Feeds], list[Array]]:
     """The model as a function from inputs to outputs."""
-    runner = session(model)
+    runner = session(model, optimise=model.weight_bytes <= LARGE)
     return lambda feeds: run_session(runner, feeds)
 
 
