@@ -17,6 +17,7 @@ from graphprune.cache import Cache, beside
 from graphprune.cost import count_params
 from graphprune.criteria import Scoring
 from graphprune.errors import AccuracyGateError, LatencyGateError, UsageError
+from graphprune.memory import fitted
 from graphprune.model import Model
 from graphprune.options import Options
 from graphprune.output import check_data, check_outputs, write_result
@@ -75,7 +76,7 @@ def prune(
     chosen.check()
     check_outputs(model, output, plan_out)
     clock = Clock(stage)
-    studied = _studied(model, output, chosen, clock)
+    studied, chosen = _studied(model, output, chosen, clock)
     judged = clock("score", lambda progress: judge(studied, chosen, progress))
     share, weights = None, None
     if chosen.max_drop is not None:
@@ -104,11 +105,12 @@ def _studied(
     options: Options,
     clock: Clock,
     wanted: bool = True,
-) -> Study:
+) -> tuple[Study, Options]:
     """Load and analyse; then, unless the plan is there already, see that one is possible at all
     before minutes go into calibration."""
     original = clock("load", lambda _: load(model))
     check_data(original, output)
+    options, notes = fitted(options, original)
     size = source_bytes(model, original)
     cache = Cache(beside(model) if options.cache else None)
     prepared = clock("analyse", lambda _: analyse(original, size, options.scope, cache=cache))
@@ -116,7 +118,8 @@ def _studied(
         scorer_of(options.eval_data, original)  # a wrong file is said now, not after minutes
     if wanted and options.needs_inputs(prepared.registry):
         clock("plan", lambda _: rehearse(prepared, options))
-    return clock("calibrate", lambda progress: study(prepared, options, progress))
+    studied = clock("calibrate", lambda progress: study(prepared, options, progress))
+    return replace(studied, notes=notes), options
 
 
 @dataclass(frozen=True)
@@ -229,7 +232,7 @@ def apply(
             f"the plan was repaired on {inputs['source']}",
             hint="Give the same inputs with --calib.",
         )
-    studied = _studied(model, output, chosen, clock, wanted=False)
+    studied, chosen = _studied(model, output, chosen, clock, wanted=False)
     removed = removed_units(made, studied.prepared.analysis)
     if inputs and studied.inputs is not None and studied.inputs.key != inputs.get("key"):
         raise UsageError(
@@ -281,7 +284,7 @@ def _judge(studied: Study, made: _Made, options: Options, clock: Clock) -> Resul
         after,
         tuple(pinned_reasons(analysis)),
         analysis.cost.in_reach("macs"),
-        (*analysis.shapes.notes, *prepared.unknown_notes, *made.decision.notes),
+        (*analysis.shapes.notes, *prepared.unknown_notes, *made.decision.notes, *studied.notes),
         clock.seconds,
         None if studied.inputs is None else studied.inputs.source,
         made.repairs,

@@ -48,6 +48,8 @@ def session(model: Model, threads: int = 0, provider: str = "cpu", optimise: boo
             path = Path(folder) / "model.onnx"
             save(model, path)
             return ort.InferenceSession(str(path), options, providers)
+    except UsageError:
+        raise
     except Exception as error:  # ONNX Runtime's errors share no base class of their own
         text = " ".join(str(error).split())
         raise ModelError(
@@ -61,6 +63,8 @@ def _mapped_session(model: Model, options: Any, providers: list[str]) -> Any:
     import onnxruntime as ort
 
     options.add_session_config_entry("session.disable_prepacking", "1")
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # a weight that is cast: just then
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     folder = external.folder_of(model.initializers.values())
     if folder is None:
         with tempfile.TemporaryDirectory() as made:

@@ -40,7 +40,7 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
     if isinstance(source, onnx.ModelProto):
         proto = onnx.ModelProto()
         proto.CopyFrom(source)
-        if any(on_disk(tensor) for tensor in _tensors(proto)):
+        if any(on_disk(t) for t in (*proto.graph.initializer, *_inner_tensors(proto))):
             raise ModelError("the weights are not in the model", hint="Give the model's path.")
     else:
         proto, data_files = _read(Path(source))
@@ -147,13 +147,13 @@ def _read(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
             "Export or download it again; `onnx.load` must read it.",
         ) from error
     files: dict[Path, None] = {}
-    weights = {id(tensor) for tensor in proto.graph.initializer}
-    for tensor in _tensors(proto):
+    inner = [(tensor, False) for tensor in _inner_tensors(proto)]
+    for tensor, may_stay in (*((t, True) for t in proto.graph.initializer), *inner):
         if not on_disk(tensor):
             continue
         file, offset, size = _data_of(tensor, path)
         files[file] = None
-        if id(tensor) in weights and size >= LAZY and tensor.data_type in WHOLE_BYTES:
+        if may_stay and size >= LAZY and tensor.data_type in WHOLE_BYTES:
             tensor.CopyFrom(pointed(tensor, file, offset))
             continue
         with file.open("rb") as opened:
@@ -164,10 +164,11 @@ def _read(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
     return proto, tuple(files)
 
 
-def _tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
-    """Every tensor in the model, wherever it stands."""
-    found: list[onnx.TensorProto] = []
-    graphs, nodes = [proto.graph], [node for f in proto.functions for node in f.node]
+def _inner_tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Every tensor in the model but the graph's initialisers, wherever it stands."""
+    found = [t for s in proto.graph.sparse_initializer for t in (s.values, s.indices)]
+    graphs: list[onnx.GraphProto] = []
+    nodes = [*proto.graph.node, *(node for f in proto.functions for node in f.node)]
     while graphs or nodes:
         if not nodes:
             graph = graphs.pop()

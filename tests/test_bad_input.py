@@ -17,7 +17,7 @@ from graphs import Builder
 from onnx import helper, numpy_helper
 
 Run = Callable[..., Any]
-HALF = ("--target-flops", "0.5", "--round-to", "1", "--min-channels", "1")
+HALF = ("--target-flops", "0.5", "--round-to", "1", "--min-channels", "1", "--no-cache")
 USAGE, MODEL, TARGET = 2, 3, 4
 STARTS = ("graphprune: error:", "Error:")  # ours, and click's for an option it cannot read
 
