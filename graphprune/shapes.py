@@ -6,6 +6,7 @@ Symbolic dimensions are given a size first, so that Reshape, Slice and their lik
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ from graphprune.model import RANDOM_OPS, Array, Model, bodies
 from graphprune.sound import check_axes
 
 Shape = tuple[int, ...]
+LARGEST_INPUT = 1 << 30  # elements
 SMALL = 4096  # elements: larger values are never carried through shape arithmetic
 # What ONNX's reference evaluator raises where it lacks an operator or its input is out of range.
 CANNOT_EVALUATE = (
@@ -115,7 +117,15 @@ def _concrete(value: onnx.ValueInfoProto, given: Mapping[str, Shape], size: int)
             f"input {value.name!r}",
             f"Give it with --input-shape {value.name}:1,3,224,224.",
         )
-    return tuple(d if d is not None else (1 if axis == 0 else size) for axis, d in enumerate(dims))
+    chosen = (d if d is not None else (1 if axis == 0 else size) for axis, d in enumerate(dims))
+    shape = tuple(chosen)
+    if _size(shape) > LARGEST_INPUT:
+        raise ModelError(
+            f"an input of {_size(shape)} elements is larger than memory",
+            f"input {value.name!r} of shape {list(shape)}"[:300],
+            "Export the model for a smaller input.",
+        )
+    return shape
 
 
 def _unknown(shapes: Shapes) -> int:
@@ -173,7 +183,7 @@ def _walk(model: Model, inputs: Mapping[str, Shape]) -> Shapes:
 
 
 def _size(shape: Shape | None) -> int:
-    return SMALL + 1 if shape is None else int(np.prod(shape, dtype=np.int64))
+    return SMALL + 1 if shape is None else math.prod(shape)
 
 
 def _shape(proto: onnx.TypeProto | None) -> Shape | None:

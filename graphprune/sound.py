@@ -17,7 +17,6 @@ MOST_ELEMENTS = 1 << 40  # of one tensor: beyond any file or memory
 # Attributes that name axes of the first input; ONNX's own inference reads beyond its end where
 # they are out of range.
 AXES = ("axis", "axes", "batch_axis", "time_axis", "seq_axis", "start", "end")
-IR_VERSIONS = (1, 2**31)
 
 
 def check_nodes(proto: onnx.ModelProto) -> None:

@@ -28,6 +28,7 @@ from graphprune.sound import check_nodes, check_tensor, densify
 
 WHOLE_BYTES = {kind for kind, bits in ELEMENT_BITS.items() if bits % 8 == 0}
 SMALLEST_OUTSIDE = 1024  # bytes: smaller weights stay in the graph's file
+LARGEST_VERSION = 2**31 - 1
 ALIGNMENT = 4096  # of a weight in the data file, so that it can be mapped
 
 
@@ -267,7 +268,12 @@ def _check_names(proto: onnx.ModelProto) -> None:
     if not proto.graph.output:
         raise ModelError("the graph has no outputs", hint="Nothing it computes can be used.")
     versions = {entry.domain: entry.version for entry in proto.opset_import}
-    if min(versions.values(), default=0) < 1:
+    stated = {(entry.domain, entry.version) for entry in proto.opset_import}
+    if len(stated) > len(versions):
+        raise ModelError("the model declares two opsets of one domain", hint="Export it again.")
+    if not 0 < proto.ir_version < LARGEST_VERSION:
+        raise ModelError(f"the model declares no usable IR version: {proto.ir_version}")
+    if min(versions.values(), default=0) < 1 or max(versions.values()) > LARGEST_VERSION:
         raise ModelError(
             f"the model declares no usable opset: {versions or 'none'}",
             hint="Export it again; every operator's domain needs an opset version from 1 on.",

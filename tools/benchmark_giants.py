@@ -36,7 +36,7 @@ def main() -> None:
     title = f"{given.dtype} decoders, half of the MACs" + (", verified" if given.verify else "")
     table = Table(
         "GB", "parameters", "largest shard GB", "peak RSS MiB", "of it anonymous MiB", "seconds",
-        "MB/s in", "result GB", title=title,
+        "CPU seconds", "result GB", title=title,
     )  # fmt: skip
     seconds, sizes = [], []
     for size in given.sizes:
@@ -44,20 +44,22 @@ def main() -> None:
         folder = given.folder / f"{size:g}"
         path = decoder(folder, shape, given.dtype, length=16)
         extra = () if given.verify else ("--no-verify",)
-        spent, rss, own = pruned(path, extra)
+        spent, busy, rss, own = pruned(path, extra)
         total = weights(folder, "model-")
         shard = max(file.stat().st_size for file in folder.glob("model-*"))
-        table.add_row(
+        row = (
             f"{total / 1e9:.2f}", f"{shape.parameters / 1e9:.2f} G", f"{shard / 1e9:.2f}",
-            f"{rss:,.0f}", f"{own:,.0f}", f"{spent:.1f}", f"{total / 1e6 / spent:.0f}",
+            f"{rss:,.0f}", f"{own:,.0f}", f"{spent:.1f}", f"{busy:.1f}",
             f"{weights(folder, 'out.onnx') / 1e9:.2f}",
         )  # fmt: skip
-        seconds.append(spent)
+        print(*row, flush=True)
+        table.add_row(*row)
+        seconds.append(busy)
         sizes.append(total)
         shutil.rmtree(folder)
     if len(sizes) > 1:
         slope = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]
-        table.caption = f"slope of seconds against bytes: {slope:.2f}"
+        table.caption = f"slope of CPU seconds against bytes: {slope:.2f}"
     Console(width=120).print(table)
 
 
@@ -65,8 +67,8 @@ def weights(folder: Path, start: str) -> int:
     return sum(file.stat().st_size for file in folder.glob(f"{start}*"))
 
 
-def pruned(path: Path, extra: tuple[str, ...]) -> tuple[float, float, float]:
-    """Seconds, peak RSS and peak anonymous memory (MiB) of a pruning in a process of its own."""
+def pruned(path: Path, extra: tuple[str, ...]) -> tuple[float, float, float, float]:
+    """Seconds, CPU seconds, peak RSS and peak anonymous MiB of a pruning in its own process."""
     out = path.with_name("out.onnx")
     start = time.perf_counter()
     command = [sys.executable, "-m", "graphprune.cli", str(path), *QUICK, *extra, "-o", str(out)]
@@ -84,7 +86,8 @@ def pruned(path: Path, extra: tuple[str, ...]) -> tuple[float, float, float]:
     if process.returncode:
         sys.exit(f"{path}: exit code {process.returncode}")
 
-    return time.perf_counter() - start, usage.ru_maxrss / 1024, own
+    busy = usage.ru_utime + usage.ru_stime
+    return time.perf_counter() - start, busy, usage.ru_maxrss / 1024, own
 
 
 if __name__ == "__main__":
