@@ -16,7 +16,7 @@ from graphprune.model import bodies, label
 MOST_ELEMENTS = 1 << 40  # of one tensor: beyond any file or memory
 # Attributes that name axes of the first input; ONNX's own inference reads beyond its end where
 # they are out of range.
-AXES = ("axis", "axes", "batch_axis", "time_axis", "seq_axis", "start", "end")
+AXES = ("axis", "axes", "batch_axis", "time_axis")
 
 
 def check_nodes(proto: onnx.ModelProto) -> None:
@@ -34,9 +34,8 @@ def check_nodes(proto: onnx.ModelProto) -> None:
         if bodies(node):
             plain = onnx.NodeProto()
             plain.CopyFrom(node)
-            for attribute in plain.attribute:
-                for body in (attribute.g, *attribute.graphs):
-                    del body.node[:]
+            for body in bodies(plain):
+                del body.node[:]
         _check_attributes(node)
         try:
             onnx.checker.check_node(plain, context)
@@ -74,7 +73,7 @@ def check_axes(node: onnx.NodeProto, rank: int | None) -> None:
         values = list(attribute.ints) if attribute.type == 7 else [attribute.i]
         most = rank + max(1, len(values))
         wrong = [value for value in values if not -most <= value <= most]
-        if wrong and attribute.name not in ("start", "end"):
+        if wrong:
             raise ModelError(
                 f"{attribute.name} {wrong[0]} is out of range for an input of rank {rank}",
                 f"node {label(node)[:300]!r}",
