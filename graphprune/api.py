@@ -18,6 +18,7 @@ from graphprune.cost import count_params
 from graphprune.coupling import USUAL_UNITS, Mask
 from graphprune.criteria import Scoring
 from graphprune.errors import AccuracyGateError, LatencyGateError, UsageError
+from graphprune.memory import fitted
 from graphprune.model import Model
 from graphprune.options import Options
 from graphprune.output import check_data, check_outputs, write_result
@@ -76,7 +77,7 @@ def prune(
     chosen.check()
     check_outputs(model, output, plan_out)
     clock = Clock(stage)
-    studied = _studied(model, output, chosen, clock)
+    studied, chosen = _studied(model, output, chosen, clock)
     judged = clock("score", lambda progress: judge(studied, chosen, progress))
     share, weights = None, None
     if chosen.max_drop is not None:
@@ -105,11 +106,12 @@ def _studied(
     options: Options,
     clock: Clock,
     wanted: bool = True,
-) -> Study:
+) -> tuple[Study, Options]:
     """Load and analyse; then, unless the plan is there already, see that one is possible at all
     before minutes go into calibration."""
     original = clock("load", lambda _: load(model))
     check_data(original, output)
+    options, notes = fitted(options, original)
     size = source_bytes(model, original)
     cache = Cache(beside(model) if options.cache else None)
     prepared = clock("analyse", lambda _: analyse(original, size, options.scope, cache=cache))
@@ -117,7 +119,8 @@ def _studied(
         scorer_of(options.eval_data, original)  # a wrong file is said now, not after minutes
     if wanted and options.needs_inputs(prepared.registry):
         clock("plan", lambda _: rehearse(prepared, options))
-    return clock("calibrate", lambda progress: study(prepared, options, progress))
+    studied = clock("calibrate", lambda progress: study(prepared, options, progress))
+    return replace(studied, notes=notes), options
 
 
 @dataclass(frozen=True)
@@ -230,7 +233,7 @@ def apply(
             f"the plan was repaired on {inputs['source']}",
             hint="Give the same inputs with --calib.",
         )
-    studied = _studied(model, output, chosen, clock, wanted=False)
+    studied, chosen = _studied(model, output, chosen, clock, wanted=False)
     removed = removed_units(made, studied.prepared.analysis)
     if inputs and studied.inputs is not None and studied.inputs.key != inputs.get("key"):
         raise UsageError(
@@ -283,7 +286,7 @@ def _judge(studied: Study, made: _Made, options: Options, clock: Clock) -> Resul
     unseen = prepared.quantised_notes if options.repair_name != "none" else []
     inside = [] if studied.inputs is None else prepared.body_notes
     return Result(
-        made.model.assemble(),
+        made.model,
         made.plan,
         made.changes,
         verdict,
@@ -291,7 +294,14 @@ def _judge(studied: Study, made: _Made, options: Options, clock: Clock) -> Resul
         after,
         tuple(pinned_reasons(analysis)),
         analysis.cost.in_reach("macs"),
-        (*analysis.shapes.notes, *prepared.notes, *unseen, *inside, *made.decision.notes),
+        (
+            *analysis.shapes.notes,
+            *prepared.notes,
+            *unseen,
+            *inside,
+            *made.decision.notes,
+            *studied.notes,
+        ),
         clock.seconds,
         None if studied.inputs is None else studied.inputs.source,
         made.repairs,

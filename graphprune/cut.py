@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from graphprune import external
 from graphprune.coupling import Coupling, Mask
 from graphprune.model import Array, Model, label, set_initializer
 from graphprune.pipeline import Change
@@ -117,20 +118,24 @@ def _slice_initializers(
         if tensor.name not in touched:
             result.append(tensor)
             continue
-        array = edit.model.array(tensor.name)
-        before = array.shape
-        for axis in coupling.relations.slots.tensors[tensor.name]:
-            kept = edit.alive[axis.slots]
-            if not kept.all():
-                array = np.compress(kept, array, axis=axis.index)
-        sliced = set_initializer(tensor.name, array)
-        sliced.doc_string = tensor.doc_string
-        sliced.data_type = tensor.data_type
-        result.append(sliced)
-        edit.changes.append(
-            Change(PASS, tensor.name, "shape", str(list(before)), str(list(array.shape)), "planned")
-        )
+        axes = coupling.relations.slots.tensors[tensor.name]
+        kept = {a.index: edit.alive[a.slots] for a in axes if not edit.alive[a.slots].all()}
+        result.append(_sliced(edit.model, tensor, kept))
+        before, after = str(list(tensor.dims)), str(list(result[-1].dims))
+        edit.changes.append(Change(PASS, tensor.name, "shape", before, after, "planned"))
     return result
+
+
+def _sliced(model: Model, tensor: onnx.TensorProto, kept: dict[int, Mask]) -> onnx.TensorProto:
+    if external.on_disk(tensor):
+        return external.sliced(tensor, kept)  # written when the model is
+    array = model.array(tensor.name)
+    for axis, mask in kept.items():
+        array = np.compress(mask, array, axis=axis)
+    sliced = set_initializer(tensor.name, array)
+    sliced.doc_string = tensor.doc_string
+    sliced.data_type = tensor.data_type
+    return sliced
 
 
 def _write_counts(edit: _Edit, index: int, where: str | int, counts: list[Count]) -> None:

@@ -172,7 +172,8 @@ def _linear(
 
 
 def _recurrent(model: Model, common: Linear, attributes: Attributes) -> Linear | None:
-    return None if attributes.get("layout", 0) else replace(common, y=None)
+    flat = len(model.initializers[common.weight].dims) != 3
+    return None if flat or attributes.get("layout", 0) else replace(common, y=None)
 
 
 def _of_states(model: Model, linear: Linear | None) -> Linear | None:
@@ -194,6 +195,9 @@ def _of_states(model: Model, linear: Linear | None) -> Linear | None:
 def _convolution(model: Model, common: Linear, attributes: Attributes) -> Linear | None:
     shape = _dims(model, common.weight)
     spatial = len(shape) - 2
+    groups = int(attributes.get("group", 1))
+    if spatial < 0 or groups < 1 or shape[0] % groups:
+        return None
     auto = attributes.get("auto_pad", b"NOTSET")
     pads = attributes.get("pads") or [0] * (2 * spatial)
     ones = (1,) * spatial
@@ -204,7 +208,7 @@ def _convolution(model: Model, common: Linear, attributes: Attributes) -> Linear
         return None
     return replace(
         common,
-        groups=int(attributes.get("group", 1)),
+        groups=groups,
         kernel=shape[2:],
         strides=tuple(attributes.get("strides") or ones),
         dilations=tuple(attributes.get("dilations") or ones),

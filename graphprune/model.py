@@ -14,7 +14,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from graphprune import external
 from graphprune.control import bodies, close_bodies, is_open, open_bodies
+from graphprune.external import in_memory, on_disk, raw_chunks
 
 Array = NDArray[Any]
 
@@ -53,6 +55,7 @@ class Model:
     skeleton: onnx.ModelProto  # everything but the initialisers
     initializers: Mapping[str, onnx.TensorProto]
     data_files: tuple[Path, ...] = ()  # where the source kept its weights, beside itself
+    notes: tuple[str, ...] = ()  # what reading it has changed
 
     @property
     def graph(self) -> onnx.GraphProto:
@@ -62,7 +65,8 @@ class Model:
         """The whole model as one proto: a copy, weights included."""
         proto = onnx.ModelProto()
         proto.CopyFrom(self.closed.skeleton)
-        proto.graph.initializer.extend(self.initializers.values())
+        for tensor in self.initializers.values():
+            proto.graph.initializer.append(in_memory(tensor))
         return proto
 
     @cached_property
@@ -145,7 +149,7 @@ class Model:
     def array(self, name: str) -> Array:
         """The value of a constant tensor: an initialiser, or computed from initialisers."""
         if name in self.initializers:
-            return numpy_helper.to_array(self.initializers[name])
+            return external.array(self.initializers[name])
         from onnx.reference import ReferenceEvaluator
 
         node = as_standard(self.nodes[self.producer[name]])
@@ -182,7 +186,8 @@ class Model:
         digest.update(self.skeleton.SerializeToString(deterministic=True))
         for name, tensor in self.initializers.items():
             digest.update(f"{name}:{tensor.data_type}:{list(tensor.dims)}".encode())
-            digest.update(_payload(tensor))
+            for part in _payload(tensor):
+                digest.update(part)
         return digest.hexdigest()
 
     def with_graph(
@@ -228,10 +233,11 @@ def _reaching_outputs(
 def tensor_bytes(tensor: onnx.TensorProto) -> int:
     """Bytes of an initialiser in the file, its tag and length included; raw data is not copied."""
     header = onnx.TensorProto()
-    for field, value in tensor.ListFields() if not tensor.HasField("raw_data") else ():
+    raw = tensor.HasField("raw_data") or on_disk(tensor)
+    for field, value in tensor.ListFields() if not raw else ():
         _assign(header, field.name, value)
     size = int(header.ByteSize())
-    if tensor.HasField("raw_data"):
+    if raw:
         header.dims.extend(tensor.dims)
         header.data_type, header.name = tensor.data_type, tensor.name
         header.doc_string = tensor.doc_string
@@ -247,10 +253,10 @@ def _field(length: int) -> int:
     return 1 + max(1, (length.bit_length() + 6) // 7) + length
 
 
-def _payload(tensor: onnx.TensorProto) -> bytes:
-    if tensor.HasField("raw_data"):
-        return bytes(tensor.raw_data)
-    return bytes(tensor.SerializeToString(deterministic=True))
+def _payload(tensor: onnx.TensorProto) -> Iterable[bytes | memoryview]:
+    if tensor.HasField("raw_data") or on_disk(tensor):
+        return raw_chunks(tensor)
+    return [bytes(tensor.SerializeToString(deterministic=True))]
 
 
 def label(node: onnx.NodeProto) -> str:

@@ -81,6 +81,13 @@ def decide(
         prepared.registry.targets, options.hardware, options.round_to, options.min_channels
     )
     curves = {g: e.curve * (weights or {}).get(g, 1.0) for g, e in judged.evidence.items()}
+    for kind in budgets:
+        if budgets[kind] < 1 and not before.of(kind) and analysis.coupling.groups:
+            raise TargetError(
+                f"the model has no {kind}: there is nothing to make less of",
+                hint="Give a budget of another kind: --target-flops, --target-params, "
+                "--target-size.",
+            )
     ranked = options.spread not in ("auto", "solved")
     spread = options.spread if ranked else "balanced"
     try:

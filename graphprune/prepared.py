@@ -42,9 +42,7 @@ class Prepared:
     @property
     def notes(self) -> list[str]:
         """What the report says of the model itself."""
-        sparse = [t.values.name for t in self.original.graph.sparse_initializer]
-        dense = [f"{len(sparse)} sparse initialiser(s) made dense, first {n!r}" for n in sparse[:1]]
-        return [*dense, *self.unknown_notes]
+        return [*self.original.notes, *self.unknown_notes]
 
     @property
     def quantised_notes(self) -> list[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import onnx
 
 from graphprune.analysis import PinnedReason
+from graphprune.model import Model
 from graphprune.pipeline import Change
 from graphprune.plan import Plan
 from graphprune.repair.damage import Repaired
@@ -29,7 +31,7 @@ class Summary:
 class Result:
     """The pruned model, the plan that made it, what changed, and what was measured."""
 
-    model: onnx.ModelProto
+    made: Model
     plan: Plan
     changes: tuple[Change, ...]
     verdict: Verdict
@@ -41,6 +43,11 @@ class Result:
     seconds: Mapping[str, float]
     calibration: str | None = None  # what the calibration inputs were
     repairs: tuple[Repaired, ...] = ()
+
+    @cached_property
+    def model(self) -> onnx.ModelProto:
+        """The pruned model, weights included: in memory, however large."""
+        return self.made.assemble()
 
     def __str__(self) -> str:
         from graphprune.report.terminal import as_text

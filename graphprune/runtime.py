@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from graphprune import external
 from graphprune.errors import ModelError, UsageError
 from graphprune.model import PROTOBUF_LIMIT, Array, Model
 from graphprune.shapes import Shapes
 from graphprune.storage import save
 
+LARGE = 1 << 28  # bytes of weights from which a proof maps them instead of copying them
 Feeds = Mapping[str, Array]
 # Operators of com.microsoft that look rows up: input of indices → input that is the table.
 LOOK_UPS = {
@@ -56,6 +58,8 @@ def session(
         options.add_session_config_entry(*IN_FLOATS)
     providers = [_provider(provider, ort.get_available_providers())]
     try:
+        if not optimise and model.weight_bytes > LARGE:
+            return _mapped_session(model, options, providers)
         if model.weight_bytes <= PROTOBUF_LIMIT:
             content = model.assemble().SerializeToString()
             return ort.InferenceSession(content, options, providers)
@@ -63,12 +67,37 @@ def session(
             path = Path(folder) / "model.onnx"
             save(model, path)
             return ort.InferenceSession(str(path), options, providers)
+    except UsageError:
+        raise
     except Exception as error:  # ONNX Runtime's errors share no base class of their own
         text = " ".join(str(error).split())
         raise ModelError(
             f"ONNX Runtime refuses the model: {text[:400]}",
             hint="Check that it runs in ONNX Runtime; a custom operator needs its library.",
         ) from error
+
+
+def _mapped_session(model: Model, options: Any, providers: list[str]) -> Any:
+    """A session whose weights stay in their files: ONNX Runtime maps them, and makes no copies."""
+    import onnxruntime as ort
+
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # a weight that is cast: just then
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    folder = external.folder_of(model.initializers.values())
+    if folder is None:
+        with tempfile.TemporaryDirectory() as made:
+            path = Path(made) / "model.onnx"
+            save(replace(model, data_files=(path,)), path)
+            return ort.InferenceSession(str(path), options, providers)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.closed.skeleton)
+    for tensor in model.initializers.values():
+        proto.graph.initializer.append(external.named_in(tensor, folder))
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(folder)
+    )
+    return ort.InferenceSession(proto.SerializeToString(), options, providers)
 
 
 def _provider(name: str, available: Sequence[str]) -> str:
@@ -82,7 +111,7 @@ def _provider(name: str, available: Sequence[str]) -> str:
 
 def opened(model: Model) -> Callable[[Feeds], list[Array]]:
     """The model as a function from inputs to outputs, for proofs."""
-    runner = session(model, precise=True)
+    runner = session(model, optimise=model.weight_bytes <= LARGE, precise=True)
     return lambda feeds: run_session(runner, feeds)
 
 

@@ -6,6 +6,7 @@ Symbolic dimensions are given a size first, so that Reshape, Slice and their lik
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 
@@ -18,8 +19,10 @@ from graphprune.control_shapes import Flow
 from graphprune.errors import ModelError, UsageError
 from graphprune.foreign import infer_alone
 from graphprune.model import RANDOM_OPS, Array, Model
+from graphprune.sound import check_axes
 
 Shape = tuple[int, ...]
+LARGEST_INPUT = 1 << 30  # elements
 SMALL = 4096  # elements: larger values are never carried through shape arithmetic
 # What ONNX's reference evaluator raises where it lacks an operator or its input is out of range.
 CANNOT_EVALUATE = (
@@ -138,10 +141,17 @@ def _concrete(
         )
     names = axis_names(value)
     single = batch - {name for name in names[:1] if name in names[1:]}  # one for all says nothing
-    return tuple(
+    shape = tuple(
         d if d is not None else 1 if axis == 0 or name in single else size
         for axis, (d, name) in enumerate(zip(dims, names, strict=True))
     )
+    if _size(shape) > LARGEST_INPUT:
+        raise ModelError(
+            f"an input of {_size(shape)} elements is larger than memory",
+            f"input {value.name!r} of shape {list(shape)}"[:300],
+            "Export the model for a smaller input.",
+        )
+    return shape
 
 
 def _unknown(shapes: Shapes) -> int:
@@ -179,7 +189,7 @@ def _walk(model: Model, inputs: Mapping[str, Shape]) -> Shapes:
     for tensor in model.initializers.values():
         types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
         if _size(tuple(tensor.dims)) <= SMALL:
-            value[tensor.name] = numpy_helper.to_array(tensor)
+            value[tensor.name] = model.array(tensor.name)
     hints = {info.name: info for info in model.graph.value_info}
     flow = Flow(model, types, value)
     position = 0
@@ -211,7 +221,7 @@ def _walk(model: Model, inputs: Mapping[str, Shape]) -> Shapes:
 
 
 def _size(shape: Shape | None) -> int:
-    return SMALL + 1 if shape is None else int(np.prod(shape, dtype=np.int64))
+    return SMALL + 1 if shape is None else math.prod(shape)
 
 
 def _shape(proto: onnx.TypeProto | None) -> Shape | None:
@@ -239,6 +249,8 @@ def _infer_node(
     if schema is None:
         return _infer_foreign(node, model, types, value)
     present = {name for name in node.input if name}
+    first = _shape(types.get(node.input[0])) if node.input else None
+    check_axes(node, None if first is None else len(first))
     try:
         found = shape_inference.infer_node_outputs(
             schema,

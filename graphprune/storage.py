@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import os
+import shutil
 import tempfile
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
-import numpy as np
 import onnx
-from onnx import external_data_helper, inliner, numpy_helper
+from onnx import inliner
 
 from graphprune.control import bodies
 from graphprune.errors import ModelError, UsageError
-from graphprune.model import PROTOBUF_LIMIT, Model, captured, label, without
+from graphprune.external import LAZY, in_memory, on_disk, pointed, raw_chunks, size_of
+from graphprune.model import (
+    ELEMENT_BITS,
+    PROTOBUF_LIMIT,
+    Model,
+    captured,
+    label,
+    without,
+)
+from graphprune.sound import check_nodes, check_tensor, densify
+
+WHOLE_BYTES = {kind for kind, bits in ELEMENT_BITS.items() if bits % 8 == 0}
+SMALLEST_OUTSIDE = 1024  # bytes: smaller weights stay in the graph's file
+LARGEST_VERSION = 2**31 - 1
+ALIGNMENT = 4096  # of a weight in the data file, so that it can be mapped
 
 DEEPEST = 31  # bodies inside one another that protobuf parses, whatever stands in the innermost
 
@@ -28,6 +44,8 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
         _check_depth(source.graph)
         proto = onnx.ModelProto()
         proto.CopyFrom(source)
+        if any(on_disk(t) for t in (*proto.graph.initializer, *_inner_tensors(proto))):
+            raise ModelError("the weights are not in the model", hint="Give the model's path.")
     else:
         proto, data_files = _read(Path(source))
     if not proto.graph.node:
@@ -38,10 +56,15 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
         )
     if proto.functions:
         proto = _inlined(proto)
+    sparse = densify(proto)
     _check_names(proto)
+    check_nodes(proto)
     proto = _sorted(proto)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
-    model = Model(without(proto, ("initializer",)), tensors, data_files)
+    notes = [
+        f"{len(sparse)} sparse initialiser(s) made dense, first {name!r}" for name in sparse[:1]
+    ]
+    model = Model(without(proto, ("initializer",)), tensors, data_files, tuple(notes))
     _check(model)
     return model
 
@@ -54,16 +77,15 @@ def save(model: Model, path: str | Path) -> None:
     path = Path(path)
     external = bool(model.data_files) or model.weight_bytes > PROTOBUF_LIMIT
     try:
+        if external and shutil.disk_usage(path.parent).free < model.weight_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             data = path.with_name(path.name + ".data")
             beside, beside_data = Path(folder) / path.name, Path(folder) / data.name
-            proto = model.assemble()
             if external:
-                onnx.save(proto, beside, save_as_external_data=True, location=data.name)
-                if beside_data.exists():  # onnx makes it readable by its owner alone
-                    beside_data.chmod(beside.stat().st_mode)
+                _write_beside(model, beside, beside_data)
             else:
-                beside.write_bytes(proto.SerializeToString())
+                beside.write_bytes(model.assemble().SerializeToString())
             earlier = Path(folder) / "earlier"
             if beside_data.exists() and data.exists():
                 os.replace(data, earlier)
@@ -83,6 +105,28 @@ def save(model: Model, path: str | Path) -> None:
             str(path),
             "Choose a folder that is writable and has room with -o OUT; nothing was left behind.",
         ) from error
+
+
+def _write_beside(model: Model, path: Path, data: Path) -> None:
+    """The graph to ``path``, its larger weights to ``data``, one after the other."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.closed.skeleton)
+    at = 0
+    with data.open("wb") as file:
+        for tensor in model.initializers.values():
+            size = size_of(tensor) if on_disk(tensor) else len(tensor.raw_data)
+            if size < SMALLEST_OUTSIDE:
+                proto.graph.initializer.append(in_memory(tensor))
+                continue
+            gap = -at % ALIGNMENT
+            file.write(bytes(gap))
+            proto.graph.initializer.append(pointed(tensor, data.name, at + gap, size))
+            for part in raw_chunks(tensor):
+                file.write(part)
+            at += gap + size
+    path.write_bytes(proto.SerializeToString())
+    if not at:
+        data.unlink()
 
 
 def source_bytes(source: str | Path | onnx.ModelProto, model: Model) -> int:
@@ -109,20 +153,19 @@ def _read(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
             str(path),
             "Export or download it again; `onnx.load` must read it.",
         ) from error
-    external = external_data_helper._get_all_tensors(proto)
-    outside = [t for t in external if external_data_helper.uses_external_data(t)]
     files: dict[Path, None] = {}
-    for tensor in outside:
-        location = next((e.value for e in tensor.external_data if e.key == "location"), "?")
-        try:
-            external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
-        except (OSError, ValueError, onnx.checker.ValidationError) as error:
-            raise ModelError(
-                f"the external data file {location!r} is missing or unreadable",
-                f"tensor {tensor.name!r} of {path}",
-                "Keep the data file beside the model, under the name that the model gives it.",
-            ) from error
-        files[(path.parent / location).resolve()] = None
+    inner = [(tensor, False) for tensor in _inner_tensors(proto)]
+    for tensor, may_stay in (*((t, True) for t in proto.graph.initializer), *inner):
+        if not on_disk(tensor):
+            continue
+        file, offset, size = _data_of(tensor, path)
+        files[file] = None
+        if may_stay and size >= LAZY and tensor.data_type in WHOLE_BYTES:
+            tensor.CopyFrom(pointed(tensor, file, offset))
+            continue
+        with file.open("rb") as opened:
+            opened.seek(offset)
+            tensor.raw_data = opened.read(size)
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
     return proto, tuple(files)
@@ -141,6 +184,71 @@ def _check_depth(graph: onnx.GraphProto) -> None:
     )
 
 
+def _inner_tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Every tensor in the model but the graph's initialisers, wherever it stands."""
+    found = [t for s in proto.graph.sparse_initializer for t in (s.values, s.indices)]
+    graphs: list[onnx.GraphProto] = []
+    nodes = [*proto.graph.node, *(node for f in proto.functions for node in f.node)]
+    while graphs or nodes:
+        if not nodes:
+            graph = graphs.pop()
+            found += graph.initializer
+            found += [t for s in graph.sparse_initializer for t in (s.values, s.indices)]
+            nodes += graph.node
+            continue
+        node = nodes.pop()
+        graphs += bodies(node)
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                found.append(attribute.t)
+            found += attribute.tensors
+    return found
+
+
+def _data_of(tensor: onnx.TensorProto, model: Path) -> tuple[Path, int, int]:
+    """The file that holds a tensor's bytes, where they begin, and how many they are.
+
+    Raises ``ModelError`` unless they lie whole in a plain file in the model's own folder: a model
+    may not read other files of the machine.
+    """
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    shown = repr(location[:200])
+    where = f"tensor {tensor.name[:200]!r} of {model}"
+    flavours = PurePosixPath(location), PureWindowsPath(location)
+    leaves = not location or any(p.is_absolute() or p.drive or ".." in p.parts for p in flavours)
+    folders = model.parent.resolve(), model.resolve().parent
+    try:
+        file = (model.parent / location).resolve(strict=True)
+        inside = any(file.is_relative_to(folder) for folder in folders)
+        plain, stored = file.is_file(), file.stat().st_size
+    except (OSError, ValueError) as error:
+        if not leaves:
+            raise ModelError(
+                f"the external data file {shown} is missing or unreadable",
+                where,
+                "Keep the data file beside the model, under the name that the model gives it.",
+            ) from error
+        inside = False
+    if leaves or not inside:
+        raise ModelError(
+            f"the external data file {shown} lies outside the model's folder",
+            where,
+            "A model may read nothing but its own folder: put the data file itself beside it.",
+        )
+    size = (math.prod(tensor.dims) * ELEMENT_BITS.get(tensor.data_type, 0) + 7) // 8
+    numbers = [entries.get(key) or default for key, default in (("offset", "0"), ("length", size))]
+    offset, length = (int(n) if str(n).isdecimal() else -1 for n in numbers)
+    fits = min(tensor.dims, default=1) >= 0 and offset >= 0 and length == size
+    if not plain or not fits or offset + size > stored:
+        raise ModelError(
+            f"the external data file {shown} does not hold what the model says",
+            where,
+            f"It should hold {size} bytes from {numbers[0][:20]} on; it has {stored} in all.",
+        )
+    return file, offset, size
+
+
 def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Calls of local functions replaced by what they do, in bodies too; functions of another opset
     are converted, and stay calls (to be pinned) where ONNX cannot convert them."""
@@ -151,10 +259,10 @@ def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
             return inliner.inline_local_functions(proto, convert_version=True)
         except RuntimeError:
             return inliner.inline_local_functions(proto)
-    except (onnx.checker.ValidationError, DecodeError, RuntimeError) as error:
+    except (onnx.checker.ValidationError, DecodeError, RuntimeError, ValueError) as error:
         raise ModelError(
             f"the model's local functions are invalid: {' '.join(str(error).split())[:300]}",
-            hint="A function may call others, but not itself.",
+            hint="A function may call others, but neither itself nor what is not there.",
         ) from error
 
 
@@ -184,7 +292,12 @@ def _check_names(proto: onnx.ModelProto) -> None:
     if not proto.graph.output:
         raise ModelError("the graph has no outputs", hint="Nothing it computes can be used.")
     versions = {entry.domain: entry.version for entry in proto.opset_import}
-    if min(versions.values(), default=0) < 1:
+    stated = {(entry.domain, entry.version) for entry in proto.opset_import}
+    if len(stated) > len(versions):
+        raise ModelError("the model declares two opsets of one domain", hint="Export it again.")
+    if not 0 < proto.ir_version < LARGEST_VERSION:
+        raise ModelError(f"the model declares no usable IR version: {proto.ir_version}")
+    if min(versions.values(), default=0) < 1 or max(versions.values()) > LARGEST_VERSION:
         raise ModelError(
             f"the model declares no usable opset: {versions or 'none'}",
             hint="Export it again; every operator's domain needs an opset version from 1 on.",
@@ -205,7 +318,6 @@ def _check_names(proto: onnx.ModelProto) -> None:
 def _check(model: Model) -> None:
     """What every later stage relies on: defined inputs and outputs, sound weights."""
     defined = {value.name for value in model.graph.input} | set(model.initializers)
-    defined |= {t.values.name for t in model.graph.sparse_initializer}
     for node in model.nodes:
         for name in (*(n for n in node.input if n), *captured(node)):
             if name not in defined:
@@ -213,28 +325,9 @@ def _check(model: Model) -> None:
         defined.update(node.output)
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR:
-                _check_tensor(attribute.t, label(node))
+                check_tensor(attribute.t, label(node))
     for value in model.outputs:
         if value.name not in defined:
             raise ModelError(f"the graph output {value.name!r} is produced by nothing")
     for name, tensor in model.initializers.items():
-        _check_tensor(tensor, name)
-
-
-def _check_tensor(tensor: onnx.TensorProto, name: str) -> None:
-    try:
-        value = numpy_helper.to_array(tensor)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ModelError(
-            "a weight's data does not fit its shape",
-            f"tensor {name!r}",
-            "The file is damaged; export it again.",
-        ) from error
-    if value.dtype.kind == "V":  # bfloat16 and the 8-bit floats, which numpy itself lacks
-        value = value.astype(np.float32)
-    if value.size and value.dtype.kind == "f" and np.isnan(value.min()):
-        raise ModelError(
-            "weights contain NaN",
-            f"tensor {name!r}",
-            "Such a model computes nothing useful; check the training run or the export.",
-        )
+        check_tensor(tensor, name)

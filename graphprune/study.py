@@ -33,6 +33,7 @@ class Study:
     inputs: Calibration | None
     memory: float  # bytes
     seed: int
+    notes: tuple[str, ...] = ()  # what a model of this size had to do without
 
 
 def study(prepared: Prepared, options: Options, progress: Progress = silent) -> Study:

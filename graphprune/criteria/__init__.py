@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
-from graphprune.coupling import Coupling, Group
+from graphprune import external
+from graphprune.coupling import FLOAT_TYPES, Coupling, Group
 from graphprune.criteria.normalise import NORMALISE
 from graphprune.criteria.surgeon import Consumer
 from graphprune.errors import UsageError
@@ -57,6 +59,7 @@ class Criterion:
     doc: str = ""
     observed: Callable[[Consumer], Scores] | None = None
     greedy: bool = False
+    pointwise: bool = False  # ``element`` looks at one weight at a time: large ones come in parts
 
     @property
     def needs_inputs(self) -> bool:
@@ -112,6 +115,13 @@ def _parts(
         role = Role(int(np.bincount(coupling.role[axis.slots], minlength=5).argmax()))
         if role not in criterion.roles:
             continue
+        stored = model.initializers.get(axis.tensor)
+        if criterion.pointwise and stored is not None and _large(stored):
+            slots = _in_chunks(stored, axis.index, criterion, scoring)
+            size = int(np.prod(stored.dims))
+            units = coupling.unit_of(axis.slots)
+            parts[axis.tensor, axis.index] = _lifted(role, slots, size, units, scoring.reduce)
+            continue
         if loaded is None or loaded[0] != axis.tensor:
             how = coupling.relations.quantised.get(axis.tensor)
             array = model.array(axis.tensor) if how is None else real(model, axis.tensor, how)
@@ -127,16 +137,42 @@ def _parts(
 
 def _part(role: Role, elements: Array, axis: int, unit_of_slot: Array, how: str) -> Part:
     """RED: sum, mean or a norm of the elements behind each unit, summed in float64."""
+    slots = _per_slot(elements, axis, how)
+    return _lifted(role, slots, elements.size, unit_of_slot, how)
+
+
+def _per_slot(elements: Array, axis: int, how: str) -> Scores:
     others = tuple(i for i in range(elements.ndim) if i != axis)
     powers = np.square(elements) if how == "l2" else elements
-    slots = powers.sum(axis=others, dtype=np.float64)
+    return np.asarray(powers.sum(axis=others, dtype=np.float64))
+
+
+def _large(tensor: onnx.TensorProto) -> bool:
+    return tensor.data_type in FLOAT_TYPES and external.on_disk(tensor)
+
+
+def _in_chunks(
+    tensor: onnx.TensorProto, axis: int, criterion: Criterion, scoring: Scoring
+) -> Scores:
+    """Sums per slot of a weight that stays on disk: one part of it in memory at a time."""
+    assert criterion.element is not None
+    sums = [
+        _per_slot(
+            criterion.element(part.astype(np.float32), axis, scoring.seed), axis, scoring.reduce
+        )
+        for part in external.chunks(tensor)
+    ]
+    return np.concatenate(sums) if axis == 0 else np.asarray(np.sum(sums, axis=0))
+
+
+def _lifted(role: Role, slots: Scores, size: int, unit_of_slot: Array, how: str) -> Part:
     real = unit_of_slot >= 0
     units, place = np.unique(unit_of_slot[real], return_inverse=True)
     value = np.bincount(place, slots[real], len(units)).astype(np.float64)
     if how == "l2":
         value = np.sqrt(value)
     elif how == "mean":
-        value /= np.bincount(place, minlength=len(units)) * (elements.size / max(len(slots), 1))
+        value /= np.bincount(place, minlength=len(units)) * (size / max(len(slots), 1))
     return Part(role, units, value)  # elements are non-negative: their L1 norm is their sum
 
 

@@ -80,16 +80,31 @@ ROWS_AND_SCALES = frozenset({Role.PRODUCER, Role.SCALE})
 
 CRITERIA = (
     Criterion("random", uniform, doc="the control: a seeded draw"),
-    Criterion("l1", absolute, doc="sum of magnitudes"),
-    Criterion("l2", squared, doc="sum of squares"),
+    Criterion("l1", absolute, doc="sum of magnitudes", pointwise=True),
+    Criterion("l2", squared, doc="sum of squares", pointwise=True),
     Criterion("fpgm", distances, frozenset({Role.PRODUCER}), doc="distance to the other filters"),
     Criterion(
-        "lamp", squared, combine=l2_of_parts, normalise="lamp", doc="layer-adaptive magnitude"
+        "lamp",
+        squared,
+        combine=l2_of_parts,
+        normalise="lamp",
+        doc="layer-adaptive magnitude",
+        pointwise=True,
     ),
     Criterion(
-        "bn-scale", absolute, ROWS_AND_SCALES, scale_or_rows, doc="scale of the normalisation"
+        "bn-scale",
+        absolute,
+        ROWS_AND_SCALES,
+        scale_or_rows,
+        doc="scale of the normalisation",
+        pointwise=True,
     ),
     Criterion(
-        "dfpc", absolute, frozenset(Role) - {Role.VECTOR}, path_saliency, doc="path saliency"
+        "dfpc",
+        absolute,
+        frozenset(Role) - {Role.VECTOR},
+        path_saliency,
+        doc="path saliency",
+        pointwise=True,
     ),
 )

@@ -45,6 +45,10 @@ BUILTIN: Rules = {
 }
 
 
+# What a rule meets in a node that is none: ranks, types or sizes that no such operator has.
+ILL_FORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
 def relate(
     model: Model, shapes: Shapes, rules: Rules = BUILTIN, pin_interface: bool = True
 ) -> Relations:
@@ -96,6 +100,9 @@ def _relate_node(
             rule(op)
     except RefusedError as refusal:
         return _pin_all(relations, names, f"{node.op_type}: {refusal}", index)
+    except ILL_FORMED as error:
+        reason = f"{node.op_type}: its inputs and attributes do not fit together ({error})"
+        return _pin_all(relations, names, reason, index)
     _pin_unclaimed(relations, names, marks, node.op_type, index)
 
 

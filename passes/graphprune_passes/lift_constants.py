@@ -20,9 +20,8 @@ VALUES = {"value_float": np.float32, "value_floats": np.float32} | {
 @dataclass(frozen=True)
 class LiftConstants:
     """1. A Constant node with a tensor or numbers becomes an initialiser of the same name.
-    2. A sparse initialiser becomes a dense one.
-    3. A Constant of strings, or a sparse one, is left alone.
-    4. An Identity of an initialiser is bypassed, unless it writes a graph output.
+    2. A Constant of strings, or a sparse one, is left alone.
+    3. An Identity of an initialiser is bypassed, unless it writes a graph output.
     """
 
     name: str = "lift_constants"
@@ -31,11 +30,6 @@ class LiftConstants:
         lifted: dict[str, onnx.TensorProto] = {}
         alias: dict[str, str] = {}
         nodes, changes, skipped = [], [], []
-        for sparse in model.graph.sparse_initializer:
-            lifted[sparse.values.name] = _dense(sparse)
-            changes.append(
-                Change(self.name, sparse.values.name, "initialiser", "sparse", "dense", "")
-            )
         outputs = {value.name for value in model.outputs}
         for node in model.nodes:
             if node.op_type == "Constant" and not node.domain:
@@ -59,7 +53,6 @@ class LiftConstants:
             return PassResult(model, (), tuple(skipped))
         renamed = [rename_inputs(node, alias) for node in nodes]
         result = model.with_graph(renamed, [*model.initializers.values(), *lifted.values()])
-        del result.skeleton.graph.sparse_initializer[:]
         return PassResult(result, tuple(changes), tuple(skipped))
 
     @staticmethod
@@ -99,17 +92,6 @@ def rename_outputs(node: onnx.NodeProto, alias: dict[str, str]) -> onnx.NodeProt
     for i, name in enumerate(new.output):
         new.output[i] = alias.get(name, name)
     return new
-
-
-def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
-    """Values at positions that are flat, or one row of coordinates each, among zeros."""
-    values = numpy_helper.to_array(sparse.values)
-    places = numpy_helper.to_array(sparse.indices)
-    shape = tuple(sparse.dims)
-    dense = np.zeros(shape, values.dtype)
-    at = np.unravel_index(places, shape) if places.ndim == 1 else tuple(places.T)
-    dense[at] = values
-    return numpy_helper.from_array(dense, sparse.values.name)
 
 
 def _tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
