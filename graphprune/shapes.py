@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -53,7 +54,7 @@ class Shapes:
     symbolic: dict[str, tuple[int, ...]] = field(default_factory=dict)  # input → symbolic axes
     notes: tuple[str, ...] = ()
     turns: dict[str, int] = field(default_factory=dict)  # loop body → how often it runs, if known
-    assumed: frozenset[str] = frozenset()  # inputs whose symbolic sizes nobody gave
+    assumed: frozenset[str] = frozenset()  # inputs whose symbolic sizes might as well be others
 
 
 def infer(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Shapes:
@@ -85,7 +86,8 @@ def infer(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Shap
             f"symbolic dimensions of {', '.join(open_names)} taken as {size_text}; "
             "give others with --input-shape NAME:1,3,224,224"
         )
-    return replace(last, symbolic=symbolic, notes=tuple(notes), assumed=frozenset(open_names))
+    assumed = open_names if open_names and chosen in (TRIED_SIZES[0], 1) else []
+    return replace(last, symbolic=symbolic, notes=tuple(notes), assumed=frozenset(assumed))
 
 
 def declared(value: onnx.ValueInfoProto) -> list[int | None] | None:
@@ -288,27 +290,48 @@ def _infer_foreign(
 def _cannot_run(
     node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto], value: Mapping[str, Array]
 ) -> bool:
-    """What ONNX's inference accepts and nothing runs: an input smaller than a convolution's kernel,
-    or than the positions that a Gather picks."""
-    if node.op_type not in ("Conv", "Gather") or len(node.input) < 2:
+    """What ONNX's inference accepts and nothing runs: an input smaller than a convolution's kernel
+    or than the positions that a Gather picks, or not of the size that a Reshape makes."""
+    if node.op_type not in ("Conv", "Gather", "Reshape") or len(node.input) < 2:
         return False
     x, other = (_shape(types[name]) for name in node.input[:2])
-    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     if x is None or other is None:
         return False
+    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    known = value.get(node.input[1])
+    if node.op_type == "Reshape":
+        return not given.get("allowzero", 0) and not _fills(x, known)
     if node.op_type == "Gather":
-        picked, axis = value.get(node.input[1]), given.get("axis", 0)
-        if picked is None or not picked.size or not -len(x) <= axis < len(x):
-            return False
-        return bool(picked.max() >= x[axis] or picked.min() < -x[axis])
-    if len(x) != len(other) or given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+        return _beyond(x, given.get("axis", 0), known)
+    return len(x) == len(other) and not _covers(x, other, given)
+
+
+def _beyond(shape: Shape, axis: int, picked: Array | None) -> bool:
+    """Whether any position lies outside the axis."""
+    if picked is None or not picked.size or not -len(shape) <= axis < len(shape):
         return False
+    return bool(picked.max() >= shape[axis] or picked.min() < -shape[axis])
+
+
+def _covers(x: Shape, kernel: Shape, given: Mapping[str, Any]) -> bool:
+    """Whether the padded input is as large as the spread kernel."""
+    if given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+        return True
     rank = len(x) - 2
     pads, spread = given.get("pads", [0] * 2 * rank), given.get("dilations", [1] * rank)
-    return any(
-        x[2 + i] + pads[i] + pads[rank + i] < (other[2 + i] - 1) * spread[i] + 1
-        for i in range(rank)
+    return all(
+        x[2 + i] + pads[i] + pads[rank + i] > (kernel[2 + i] - 1) * spread[i] for i in range(rank)
     )
+
+
+def _fills(shape: Shape, target: Array | None) -> bool:
+    """Whether so many elements can take the target's shape (0 copies a size, -1 is the rest)."""
+    if target is None or not target.reshape(-1)[len(shape) :].all():
+        return True
+    sizes = [int(t) or shape[i] for i, t in enumerate(target.reshape(-1))]
+    rest = int(np.prod([size for size in sizes if size > 0], dtype=np.int64))
+    whole = int(np.prod(shape, dtype=np.int64))
+    return whole % max(rest, 1) == 0 if -1 in sizes else whole == rest
 
 
 def _fold(

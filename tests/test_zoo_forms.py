@@ -180,6 +180,11 @@ def test_sizes_below_what_is_picked_are_passed_over() -> None:
     assert sizes("float[n,t] x", body)["x"] == (1, 64)
 
 
+def test_sizes_that_no_reshape_takes_are_passed_over() -> None:
+    body = "s = Constant<value = int64[2] {1, 1}>() y = Reshape(x, s)"
+    assert sizes("float[n,t] x", body)["x"] == (1, 1)
+
+
 def test_shape_of_functions_without_inference() -> None:
     body = "a = GreaterOrEqual(x, x) b = LessOrEqual(x, x) y = And(a, b)"
     source = HEAD.format(opset=16, inputs="float[2,3] x", outputs="bool[2,3] y") + " {" + body + "}"

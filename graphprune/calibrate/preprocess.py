@@ -15,7 +15,7 @@ from PIL import Image
 from graphprune.errors import UsageError
 from graphprune.model import Array, Model
 from graphprune.runtime import input_dtype
-from graphprune.shapes import Shape, Shapes, declared
+from graphprune.shapes import Shapes, declared
 
 LAYOUTS = ("auto", "nchw", "nhwc")
 ORDERS = ("rgb", "bgr")
@@ -127,7 +127,7 @@ def picture_inputs(model: Model, shapes: Shapes, open_side: int = 0) -> list[Pic
 
     ``open_side``: pixels to count for a side that the model leaves open and that nobody gave.
     """
-    found = (_as_picture(value, shapes.inputs[value.name], open_side) for value in model.inputs)
+    found = (_as_picture(value, shapes, open_side) for value in model.inputs)
     return [picture for picture in found if picture is not None]
 
 
@@ -148,7 +148,7 @@ def picture_input(model: Model, shapes: Shapes, preprocess: Preprocess) -> Pictu
     if dims is None or len(dims) != 4 or not _holds_pixels(dtype):
         raise UsageError(f"the model takes no pictures: {dtype} {dims}", where)
     sizes = shapes.inputs[value.name]
-    known = _as_picture(value, sizes, LEAST_SIDE)
+    known = _as_picture(value, shapes, LEAST_SIDE)
     layout = preprocess.layout
     if layout == "auto" and known is None:
         raise UsageError("the layout is not clear", where, "Give --preprocess layout=nchw or nhwc.")
@@ -160,7 +160,7 @@ def picture_input(model: Model, shapes: Shapes, preprocess: Preprocess) -> Pictu
         channels = 3
     if channels not in CHANNELS:
         raise UsageError(f"{channels} channels in layout {layout}", where)
-    size = preprocess.size or _known_size(dims, sizes, sides)
+    size = preprocess.size or _known_size(value, shapes, sides)
     if size is None:
         raise UsageError("the size of pictures is open", where, "Give --preprocess size=224.")
     if any(dims[axis] not in (None, side) for axis, side in zip(sides, size, strict=True)):
@@ -178,24 +178,29 @@ def completed(preprocess: Preprocess, to: PictureInput) -> Preprocess:
     return replace(preprocess, layout=to.layout, size=(to.height, to.width))
 
 
-def _known_size(dims: list[int | None], sizes: Shape, sides: list[int]) -> tuple[int, int] | None:
-    if any(dims[axis] is None and sizes[axis] < LEAST_SIDE for axis in sides):
+def _known_size(
+    value: onnx.ValueInfoProto, shapes: Shapes, sides: list[int]
+) -> tuple[int, int] | None:
+    if any(_is_open(value, shapes, axis) for axis in sides):
         return None
+    sizes = shapes.inputs[value.name]
     return sizes[sides[0]], sizes[sides[1]]
 
 
-def _as_picture(value: onnx.ValueInfoProto, sizes: Shape, open_side: int) -> PictureInput | None:
-    dims, dtype = declared(value), input_dtype(value)
+def _is_open(value: onnx.ValueInfoProto, shapes: Shapes, axis: int) -> bool:
+    """Neither the model nor the user, nor what fits the model, decides the size of this axis."""
+    return value.name in shapes.assumed and axis in shapes.symbolic[value.name]
+
+
+def _as_picture(value: onnx.ValueInfoProto, shapes: Shapes, open_side: int) -> PictureInput | None:
+    dims, dtype, sizes = declared(value), input_dtype(value), shapes.inputs[value.name]
     if dims is None or len(dims) != 4 or not _holds_pixels(dtype):
         return None
     for layout, channel, sides in (("nchw", 1, (2, 3)), ("nhwc", 3, (1, 2))):
         if sizes[channel] not in CHANNELS:
             continue
         least = 0 if dims[channel] is None else open_side
-        height, width = (
-            max(sizes[axis], least if dims[axis] is None and sizes[axis] < LEAST_SIDE else 0)
-            for axis in sides
-        )
+        height, width = (least if _is_open(value, shapes, axis) else sizes[axis] for axis in sides)
         if min(height, width) >= LEAST_SIDE:
             return PictureInput(value.name, layout, sizes[channel], height, width, dtype)
     return None

@@ -68,8 +68,9 @@ def opened_sizes(model: Model, shapes: Shapes) -> Shapes:
     Pictures get sides of 224, other open axes but the batch 32, or the next of a short list on
     which the model runs; where there is none the sizes stay as they are.
     """
+    decided = replace(shapes, assumed=frozenset())
     if _opened(model, shapes, *OPEN_SIZES[0]).inputs == shapes.inputs:
-        return shapes
+        return decided
     runner = session(model)
     for side, length in OPEN_SIZES:
         larger = _opened(model, shapes, side, length)
@@ -77,8 +78,8 @@ def opened_sizes(model: Model, shapes: Shapes) -> Shapes:
             run_session(runner, _drawn(model, larger, 1, 0, "white", {}).read(0, 1))
         except ModelError:  # not a size for this model
             continue
-        return larger
-    return shapes
+        return replace(decided, inputs=larger.inputs)
+    return decided
 
 
 def _opened(model: Model, shapes: Shapes, side: int, length: int) -> Shapes:
