@@ -12,7 +12,7 @@ from graphprune.analysis import Analysis, pinned_reasons
 from graphprune.budget import Decision, allocate
 from graphprune.criteria import Criterion, Scores, Scoring, score
 from graphprune.criteria.evidence import Evidence
-from graphprune.errors import NothingPrunableError, TargetError, UsageError
+from graphprune.errors import GraphPruneError, NothingPrunableError, TargetError, UsageError
 from graphprune.options import Options
 from graphprune.plan import Plan, make_plan
 from graphprune.prepared import Prepared
@@ -71,23 +71,13 @@ def decide(
     own = {"bytes": prepared.original_bytes}  # the share is of the user's file
     for kind in budgets:
         if not before.of(kind):
-            raise NothingPrunableError(
-                f"the budget is on {kind}, of which no operator that is known here has any",
-                "; ".join(prepared.unknown_notes[:3]),
-            )
+            raise _absent(kind, prepared)
         allowed = limits[kind] * own.get(kind, before.of(kind)) - (margins or {}).get(kind, 0.0)
-        limits[kind] = min(1.0, allowed / max(before.of(kind), 1.0)) if budgets[kind] < 1 else 1.0
+        limits[kind] = min(1.0, allowed / before.of(kind)) if budgets[kind] < 1 else 1.0
     target = choose(
         prepared.registry.targets, options.hardware, options.round_to, options.min_channels
     )
     curves = {g: e.curve * (weights or {}).get(g, 1.0) for g, e in judged.evidence.items()}
-    for kind in budgets:
-        if budgets[kind] < 1 and not before.of(kind) and analysis.coupling.groups:
-            raise TargetError(
-                f"the model has no {kind}: there is nothing to make less of",
-                hint="Give a budget of another kind: --target-flops, --target-params, "
-                "--target-size.",
-            )
     ranked = options.spread not in ("auto", "solved")
     spread = options.spread if ranked else "balanced"
     try:
@@ -179,6 +169,17 @@ def _held(analysis: Analysis) -> str:
     found = [pin for pin in pinned_reasons(analysis) if pin.macs >= WORTH_NAMING][:MOST_REASONS]
     lines = [f"{pin.macs:6.1%} of the MACs: {pin.reason}, at {pin.where}\n  " for pin in found]
     return "".join(["What stays, and why:\n  ", *lines]) if lines else ""
+
+
+def _absent(kind: str, prepared: Prepared) -> GraphPruneError:
+    """A budget on a kind of cost that the model has none of."""
+    if prepared.analysis.coupling.groups:
+        return TargetError(
+            f"the model has no {kind}: there is nothing to make less of",
+            hint="Give a budget of another kind: --target-flops, --target-params, --target-size.",
+        )
+    nothing = f"nothing can be pruned: no operator that is known here has any {kind}"
+    return _explained(NothingPrunableError(nothing), prepared)
 
 
 def _explained(error: NothingPrunableError, prepared: Prepared) -> NothingPrunableError:
