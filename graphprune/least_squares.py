@@ -11,8 +11,9 @@ from graphprune.statistics import Moments
 
 Matrix = NDArray[np.float64]
 SMALL = 64  # columns: narrower problems are solved all at once
-UNTESTED = 1e-2  # the ridge where too few samples are there to hold some out
-RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # shares of the mean variance of an input
+RIDGES = (0.3, 3e-2, 3e-3, 3e-4, 1e-6)  # shares of the mean variance of an input
+WORTH = 0.05  # share of the error that a smaller ridge must take away
+UNTESTED = RIDGES[0]  # where too few samples are there to hold some out
 
 
 def solved(moments: Moments, weights: Matrix, ridge: float) -> tuple[Matrix, Matrix]:
@@ -53,20 +54,18 @@ def error(moments: Moments, matrix: Matrix, bias: Matrix) -> float:
 
 
 def best_ridge(fit: Moments, held_out: Moments, weights: Matrix) -> float:
-    """The ridge whose solution on ``fit`` has the lowest error on rows that it has not seen: from
-    the middle of the list downhill, since each solution of a wide operator takes seconds."""
+    """The largest ridge that loses little: from the top of the list down as long as each step
+    lowers the error on rows that ``fit`` has not seen by ``WORTH``.
+
+    A smaller one that is hardly better here has fitted these samples: what follows reads it on
+    others (Breiman's one-standard-error rule, with a share in place of the error's own spread).
+    """
     if not held_out.count:
         return UNTESTED
-    known: dict[int, float] = {}
-
-    def tried(place: int) -> float:
-        if not 0 <= place < len(RIDGES):
-            return np.inf
-        if place not in known:
-            known[place] = error(held_out, *solved(fit, weights, RIDGES[place]))
-        return known[place]
-
-    best = len(RIDGES) // 2
-    while (found := min((best, best - 1, best + 1), key=tried)) != best:
-        best = found
-    return RIDGES[best]
+    best, least = RIDGES[0], error(held_out, *solved(fit, weights, RIDGES[0]))
+    for ridge in RIDGES[1:]:
+        found = error(held_out, *solved(fit, weights, ridge))
+        if not found < (1 - WORTH) * least:
+            break
+        best, least = ridge, found
+    return best
