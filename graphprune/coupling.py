@@ -151,7 +151,7 @@ def couple(
     pins = [*held, *relations.pins, *relations.shifts]
     ties = [(tie.a, tie.b) for tie in relations.ties]
     labels, pinned = _merge(ties, pins, relations.total)
-    heads = _heads(relations, labels)
+    heads = _heads(relations, labels, pinned)
     not_chosen = _not_among(units, heads)
     for pin in not_chosen:
         pinned[labels[pin.slots]] = True
@@ -242,9 +242,9 @@ class _Heads:
         return self.whole + self.dims
 
 
-def _heads(relations: Relations, labels: NDArray[np.int32]) -> _Heads:
+def _heads(relations: Relations, labels: NDArray[np.int32], pinned: Mask) -> _Heads:
     counted = frozenset(int(c) for slots in relations.heads for c in labels[slots])
-    within = _made_of(relations, labels, counted)
+    within = _made_of(relations, labels, pinned, counted)
     either = counted | within
     whole, dims = list(relations.heads), []
     for fold in relations.folds:
@@ -331,9 +331,11 @@ def _settle_folds(
 
 
 def _made_of(
-    relations: Relations, labels: NDArray[np.int32], heads: frozenset[int]
+    relations: Relations, labels: NDArray[np.int32], pinned: Mask, heads: frozenset[int]
 ) -> frozenset[int]:
-    """Components of the parts that axes of heads are folded from, and of their parts in turn."""
+    """Components of the parts that axes of heads are folded from, and of their parts in turn. What
+    must stay is none of them: a fixed batch may share an axis with the heads.
+    """
     inside: dict[int, list[int]] = {}  # component → folds whose whole it belongs to
     for f, fold in enumerate(relations.folds):
         for component in np.unique(labels[fold.whole]).tolist():
@@ -343,7 +345,7 @@ def _made_of(
     while waiting:
         for f in inside.pop(waiting.pop(), ()):
             parts = np.unique(np.concatenate([labels[part] for part in relations.folds[f].parts]))
-            found.update(parts.tolist())
+            found.update(parts[~pinned[parts]].tolist())
             waiting += [component for component in parts.tolist() if component in inside]
     return frozenset(found)
 

@@ -110,7 +110,7 @@ def product(op: Op, swap_a: bool = False, swap_b: bool = False) -> None:
         for axis, target in zip(x.axes[:-2][::-1], y.axes[:batch][::-1], strict=False):
             op.tie(axis, target) if len(axis) == len(target) else op.free(axis)
     if not any(op.constant[:2]):
-        for axis in y.axes[:batch]:
+        for axis in y.axes[min(1, batch - 1) : batch]:  # the first of several is the batch itself
             op.heads(axis)
     op.macs(*y, a[inner_a])
 
