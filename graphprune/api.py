@@ -18,7 +18,7 @@ from graphprune.cost import count_params
 from graphprune.coupling import USUAL_UNITS, Mask
 from graphprune.criteria import Scoring
 from graphprune.errors import AccuracyGateError, LatencyGateError, UsageError
-from graphprune.memory import fitted
+from graphprune.memory import fitted, too_large
 from graphprune.model import Model
 from graphprune.options import Options
 from graphprune.output import check_data, check_outputs, write_result
@@ -117,7 +117,14 @@ def _studied(
     prepared = clock("analyse", lambda _: analyse(original, size, options.scope, cache=cache))
     if options.eval_data is not None:
         scorer_of(options.eval_data, original)  # a wrong file is said now, not after minutes
-    if wanted and options.needs_inputs(prepared.registry):
+    needed = options.needs_inputs(prepared.registry)
+    if needed and too_large(original):
+        raise UsageError(
+            "the model is too large to be run here",
+            f"--criterion {options.criterion_name} with --repair {options.repair_name} runs it",
+            "Leave them out, or choose ones that look at weights alone.",
+        )
+    if wanted and needed:
         clock("plan", lambda _: rehearse(prepared, options))
     studied = clock("calibrate", lambda progress: study(prepared, options, progress))
     return replace(studied, notes=notes), options

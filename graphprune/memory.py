@@ -23,14 +23,19 @@ def free_memory() -> int:
     return found[0] if found else UNKNOWN
 
 
+def too_large(model: Model) -> bool:
+    """Whether running it twice, and repairing weights, takes more memory than is free."""
+    return COPIES * model.weight_bytes > free_memory()
+
+
 def fitted(options: Options, model: Model) -> tuple[Options, tuple[str, ...]]:
     """The options for a model of this size, and what had to be left out, in words.
 
     Defaults give way; what the user asked for by name and does not fit raises ``UsageError``.
     """
-    free = free_memory()
-    if COPIES * model.weight_bytes <= free:
+    if not too_large(model):
         return options, ()
+    free = free_memory()
     sizes = f"{model.weight_bytes / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB of memory free"
     asked = {
         "--calib": options.calib is not None,

@@ -350,3 +350,11 @@ def test_a_giant_and_what_would_run_it(
         fitted(Options(flops=0.5, search=3), model)
     monkeypatch.setattr(memory, "free_memory", lambda: 1 << 40)
     assert fitted(Options(flops=0.5, search=3), model) == (Options(flops=0.5, search=3), ())
+
+
+def test_a_giant_is_not_run_by_a_criterion_asked_for(
+    monkeypatch: pytest.MonkeyPatch, run: Run, small: Path
+) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda: 100)
+    ran = run(small, "--target-flops", "0.5", "--criterion", "obspa", "--repair", "none")
+    assert ran.code == 2 and "too large to be run here" in ran.err
