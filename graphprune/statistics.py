@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from graphprune.linear import Linear, inputs_at, outputs_at, positions
+from graphprune.linear import Linear
 from graphprune.model import Array
+from graphprune.unfold import inputs_at, outputs_at, positions
 
 Matrix = NDArray[np.float64]
 FEWEST_ROWS, MOST_ROWS = 4096, 32768  # that a Gram matrix is summed over, where there are so many

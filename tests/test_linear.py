@@ -12,12 +12,13 @@ import pytest
 from graphs import Builder
 from onnx import numpy_helper
 
-from graphprune.linear import Linear, inputs_at, linears, outputs_at, positions, rewritten
+from graphprune.linear import Linear, linears, rewritten
 from graphprune.model import Array, Model
 from graphprune.oracle import with_outputs
 from graphprune.runtime import run_session, session
 from graphprune.shapes import infer
 from graphprune.storage import load
+from graphprune.unfold import inputs_at, outputs_at, positions
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]> g '
 

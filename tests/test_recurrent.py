@@ -18,7 +18,7 @@ from graphprune.coupling import Group
 from graphprune.cut import cut
 from graphprune.errors import NothingPrunableError
 from graphprune.gradient.reverse import gradient
-from graphprune.linear import Linear, inputs_at, linears, positions, rewritten
+from graphprune.linear import Linear, linears, rewritten
 from graphprune.model import Array, Model
 from graphprune.oracle import with_outputs
 from graphprune.plugins import collect, installed
@@ -30,6 +30,7 @@ from graphprune.rules.op import Op
 from graphprune.runtime import Feeds, run_session, session
 from graphprune.shapes import infer
 from graphprune.storage import load
+from graphprune.unfold import inputs_at, positions
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]> g ({inputs}) => ({outputs}) {{{body}}}'
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}

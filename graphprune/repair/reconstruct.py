@@ -17,8 +17,6 @@ from graphprune.linear import (
     RECURRENT,
     Linear,
     Matrix,
-    inputs_at,
-    positions,
     repairable,
     rewritten,
     stored,
@@ -28,6 +26,7 @@ from graphprune.oracle import sliced
 from graphprune.repair.damage import Damage, Repaired
 from graphprune.shapes import Shape
 from graphprune.statistics import Sums, chunk_rows, rows_wanted
+from graphprune.unfold import inputs_at, positions
 
 WIDEST = 12288  # columns of a Gram matrix: a wider operator gets its mean output corrected alone
 AFFINE, BIAS = "affine", "bias"
