@@ -1,0 +1,198 @@
+"""The options of the commands, declared once: names, types, defaults and help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
+    name = "NAME:1,3,224,224"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[int, ...]]:
+        name, _, sizes = str(value).rpartition(":")
+        if not name:
+            self.fail(f"{value!r} is not NAME:1,3,224,224", param, ctx)
+        try:
+            return name, tuple(int(size) for size in sizes.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not NAME:1,3,224,224", param, ctx)
+
+
+def _options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+SHARE = click.FloatRange(0, 1, min_open=True)
+SEED = click.IntRange(0)
+scope_options = _options(
+    click.option(
+        "--protect", multiple=True, metavar="PATTERN", help="Keep nodes or tensors whole."
+    ),
+    click.option("--only", multiple=True, metavar="PATTERN", help="Prune nothing but these."),
+    click.option(
+        "--units",
+        default="channels,heads",
+        show_default=True,
+        metavar="KIND,…",
+        help="What may leave. heads: whole attention heads (of grouped queries a KV head with its "
+        "query heads); head-dims: the same positions of every head, wherever whole heads do not "
+        "leave; channels: all else.",
+    ),
+    click.option("--input-shape", multiple=True, type=Shape(), help="Sizes for symbolic inputs."),
+)
+run_options = _options(
+    click.option(
+        "--threads",
+        default=1,
+        show_default=True,
+        type=click.IntRange(0, 256),
+        help="ONNX Runtime threads; 0: its own choice.",
+    ),
+    click.option("--provider", default="cpu", show_default=True, help="Execution provider."),
+)
+output_options = _options(
+    click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
+    click.option("--quiet", is_flag=True, help="Nothing but errors."),
+)
+check_options = _options(
+    click.option(
+        "-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL.pruned.onnx."
+    ),
+    click.option("--verify/--no-verify", default=True, help="Prove the cut in ONNX Runtime."),
+    click.option("--measure/--no-measure", default=True, help="Latency and output difference."),
+    click.option(
+        "--eval",
+        "eval_data",
+        metavar="FILE.npz",
+        help="Arrays named by graph input, and `labels`: top-1 before and after. Or the score of a "
+        "Python MODULE:FUNCTION that gets run(feeds) -> outputs.",
+    ),
+    click.option(
+        "--calib",
+        metavar="FILE.npz|FOLDER|none",
+        help="Calibration inputs without labels: arrays named by graph input, or a folder of "
+        "pictures.  [default: none: made up from the model]",
+    ),
+    click.option(
+        "--memory",
+        default=4.0,
+        show_default=True,
+        type=click.FloatRange(0.05),
+        metavar="GB",
+        help="Of activations held at a time; more goes to disk.",
+    ),
+    click.option("--cache/--no-cache", default=True, help="Keep statistics beside the model."),
+    click.option(
+        "--max-accuracy-drop",
+        type=click.FloatRange(0),
+        metavar="POINTS",
+        help="Gate: else exit 6.",
+    ),
+    click.option("--min-speedup", type=float, metavar="X", help="Gate: exit 7 below it."),
+)
+
+budget_options = _options(
+    click.option(
+        "--target-flops",
+        "flops",
+        type=SHARE,
+        metavar="R",
+        help="Share of the MACs that may remain.",
+    ),
+    click.option(
+        "--target-params", "params", type=SHARE, metavar="R", help="Share of the parameters."
+    ),
+    click.option(
+        "--target-size", "size", type=SHARE, metavar="R", help="Share of the file's bytes."
+    ),
+    click.option(
+        "--max-drop",
+        type=click.FloatRange(0, min_open=True),
+        metavar="D",
+        help="Instead of a share: the smallest model that loses at most D of the --eval score, or "
+        "of the outputs (relative error) without it.",
+    ),
+    click.option(
+        "--criterion",
+        help="obspa, wanda, flap, variance (on calibration inputs), l1, l2, fpgm, lamp, bn-scale, "
+        "dfpc, random (on weights), or a plug-in's.  [default: obspa; l1 with --fast]",
+    ),
+    click.option(
+        "--repair",
+        help="obs, bias (on calibration inputs), moments, udfc (on weights), none, or a plug-in's."
+        "  [default: obs; moments with --fast]",
+    ),
+    click.option("--fast", is_flag=True, help="Look at weights alone: seconds, less accurate."),
+    click.option(
+        "--samples",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Calibration inputs at most.  [default: 64 to 512, by the model's MACs]",
+    ),
+    click.option(
+        "--preprocess",
+        metavar="TEXT",
+        help='From pixels to inputs: "mean=0.485,0.456,0.406;std=...;scale=1/255;layout=nchw;'
+        'size=224".  [default: inferred from the model]',
+    ),
+    click.option(
+        "--search",
+        default=0,
+        show_default=True,
+        type=click.IntRange(0),
+        metavar="N",
+        help="Also try N plans near the optimum on inputs held out; keep the best.",
+    ),
+    click.option(
+        "--reduce",
+        "reduce_",
+        default="sum",
+        show_default=True,
+        help="Elements to a unit: sum, mean, l1, l2.",
+    ),
+    click.option(
+        "--aggregate",
+        default="mean",
+        show_default=True,
+        help="Weights of a group: sum, mean, max, prod, producers, consumers.",
+    ),
+    click.option(
+        "--normalise",
+        help="Across groups: none, sum, mean, max, standardise, lamp.  [default: the criterion's]",
+    ),
+    click.option(
+        "--spread",
+        default="auto",
+        show_default=True,
+        help="Solve for the least distortion (solved), or rank steps by score (global), by share "
+        "taken (uniform), by both (balanced). auto: solved where inputs are looked at.",
+    ),
+    click.option(
+        "--target-hardware",
+        "hardware",
+        default="auto",
+        show_default=True,
+        help="Grid of channel counts: auto, a name of `graphprune targets`, or FILE.toml.",
+    ),
+    click.option("--round-to", type=click.IntRange(1), metavar="N", help="Multiples of N instead."),
+    click.option(
+        "--min-channels", type=click.IntRange(1), metavar="N", help="Every layer keeps at least N."
+    ),
+    click.option(
+        "--allow-miss",
+        is_flag=True,
+        help="Come as near as possible where a budget is out of reach.",
+    ),
+    click.option(
+        "--seed", default=0, show_default=True, type=SEED, help="For random scores and inputs."
+    ),
+)
