@@ -270,7 +270,8 @@ def _planned_inputs(given: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _verified(prepared: Prepared, result: Model, removed: Mask, options: Options) -> Proof:
     seed = options.scoring.seed
-    verify_normal(prepared.original, prepared.analysis, seed)
+    if prepared.moved:
+        verify_normal(prepared.original, prepared.analysis, seed)
     return verify(prepared.analysis, result, removed, seed)
 
 

@@ -107,6 +107,8 @@ def _force(
     formal = nodes[places[0]].output[1:]
     body = [n for i, n in enumerate(nodes[places[0] :], places[0]) if i not in places]
     del nodes[places[0] :]
+    for inner in body:
+        inner.name = ""  # unique in its own graph alone
     if node.op_type == "If":
         nodes += body + _copies(chosen, node.output)
         return

@@ -36,16 +36,17 @@ class Opened:
     """The flat list, and what came out of the bodies with it."""
 
     taken: set[str]  # names in use
+    uses: dict[str, int] = field(default_factory=dict)  # name with its body → how often given
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: list[onnx.TensorProto] = field(default_factory=list)
     infos: list[onnx.ValueInfoProto] = field(default_factory=list)
 
     def fresh(self, name: str, scope: str) -> str:
         """``name`` if nothing else has it, else with its body before it."""
-        new, number = name, 1
+        new, key = name, f"{scope}/{name}"
         while new in self.taken:
-            new = f"{scope}/{name}" if number == 1 else f"{scope}/{name}_{number}"
-            number += 1
+            self.uses[key] = number = self.uses.get(key, 0) + 1
+            new = key if number == 1 else f"{key}_{number}"
         self.taken.add(new)
         return new
 

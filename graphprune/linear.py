@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
 
+from graphprune import external
 from graphprune.model import Array, Model, set_initializer
 from graphprune.quantisation import dequantised, requantised, source_of
 
@@ -381,6 +382,6 @@ def _recurrent_bias(known: Weights, linear: Linear, name: str, bias: Matrix) -> 
     new = bias.reshape(known[linear.weight].dims[0], -1)
     halves = np.zeros((len(new), 2, new.shape[1]))
     if name in known:
-        halves = numpy_helper.to_array(known[name]).astype(np.float64).reshape(halves.shape)
+        halves = external.array(known[name]).astype(np.float64).reshape(halves.shape)
     halves[:, int(bool(linear.reverse))] = new
     return halves.reshape(len(new), -1)

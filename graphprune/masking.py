@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
+from graphprune import external
 from graphprune.coupling import Mask
 from graphprune.model import Array, Model, set_initializer
 from graphprune.quantisation import Quantised, at_zero
@@ -59,7 +60,7 @@ class Masks:
         stored = self.tensors.get(name, self.model.initializers.get(name))
         known = how.zero_point is None or how.zero_point in self.model.constant_names
         if stored is not None and known:
-            value = numpy_helper.to_array(stored)
+            value = external.array(stored)
             zero = self.model.array(how.zero_point) if how.zero_point else None
             spread = None if zero is None else how.spread(zero, value.ndim)
             return self._constant(result, at_zero(value, mask, spread)), []

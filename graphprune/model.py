@@ -150,23 +150,39 @@ class Model:
         """The value of a constant tensor: an initialiser, or computed from initialisers."""
         if name in self.initializers:
             return external.array(self.initializers[name])
+        needed, waiting = {name}, [name]
+        while waiting:
+            node = self.nodes[self.producer[waiting.pop()]]
+            sources = {n for n in node.input if n and n not in self.initializers} - needed
+            needed |= sources
+            waiting += sorted(sources)
+        values: dict[str, Array] = {}
+        for index in sorted({self.producer[n] for n in needed}):
+            values |= self._evaluated(self.nodes[index], needed, values)
+        return values[name]
+
+    def _evaluated(
+        self, node: onnx.NodeProto, wanted: set[str], known: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """Those of a node's outputs that are wanted, from initialisers and what is known."""
         from onnx.reference import ReferenceEvaluator
 
-        node = as_standard(self.nodes[self.producer[name]])
-        feeds = {source: self.array(source) for source in node.input if source}
+        node = as_standard(node)
+        feeds = {n: known[n] if n in known else self.array(n) for n in node.input if n}
+        names = [n for n in node.output if n in wanted]
         graph = helper.make_graph(
             [node],
             "constant",
             [helper.make_value_info(source, onnx.TypeProto()) for source in feeds],
-            [helper.make_value_info(name, onnx.TypeProto())],
+            [helper.make_value_info(n, onnx.TypeProto()) for n in names],
         )
         imports = self.skeleton.opset_import
         if node.op_type in QUANTISERS:  # newer opsets only widen the types
             imports = [helper.make_opsetid("", max(QUANTISER_OPSET, self.opsets.get("", 1)))]
         lone = helper.make_model(graph, opset_imports=imports)
         with np.errstate(all="ignore"):
-            results: Any = ReferenceEvaluator(lone).run([name], feeds)
-        return np.asarray(results[0])
+            results: Any = ReferenceEvaluator(lone).run(names, feeds)
+        return {n: np.asarray(result) for n, result in zip(names, results, strict=True)}
 
     @cached_property
     def weight_bytes(self) -> int:

@@ -114,14 +114,17 @@ class Options:
 
     def needs_inputs(self, registry: Registry) -> bool:
         """Whether the model must be seen at work: for the criterion, or for the repair."""
-        criterion = registry.criterion(self.criterion_name)
+        names = (
+            [self.criterion_name] if registry.criterion(self.criterion_name).needs_inputs else []
+        )
         name = self.repair_name
-        needed = criterion.needs_inputs or (name != "none" and registry.repair(name).needs_inputs)
-        if self.fast and needed:
+        names += [name] if name != "none" and registry.repair(name).needs_inputs else []
+        if self.fast and names:
             raise UsageError(
-                f"--fast looks at weights alone; {self.criterion_name} or {name} looks at inputs",
+                f"--fast looks at weights alone; {' and '.join(names)} at inputs",
                 hint="Leave out --fast, or choose others (`graphprune prune --help`).",
             )
+        needed = bool(names)
         if not needed and self.calib is not None:
             raise UsageError(
                 f"neither criterion {self.criterion_name} nor repair {name} looks at --calib",

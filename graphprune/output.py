@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,14 +19,20 @@ def check_outputs(
     model: str | Path | onnx.ModelProto, output: str | Path | None, plan_out: str | Path | None
 ) -> None:
     """Fail before the work, not after it: folders must exist, the input must survive."""
-    named = [Path(path) for path in (output, plan_out) if path is not None]
-    if len({path.resolve() for path in named}) < len(named):
-        raise UsageError("the model and the plan would be one file", str(named[0]))
-    for path in named:
+    given = {"-o": output, "--plan-out": plan_out}
+    named = {option: Path(path) for option, path in given.items() if path is not None}
+    if len({path.resolve() for path in named.values()}) < len(named):
+        raise UsageError("the model and the plan would be one file", str(output), "Name two files.")
+    for option, path in named.items():
+        where = f"{option} {path}"
         if not path.parent.is_dir():
-            raise UsageError("the output folder does not exist", str(path.parent))
+            raise UsageError(
+                "there is no such folder to write to", where, "Make it first, or name another."
+            )
         if path.is_dir():
-            raise UsageError("the output is a folder", str(path))
+            raise UsageError("the output is a folder", where, "Name a file in it.")
+        if not os.access(path.parent, os.W_OK):
+            raise UsageError("the output folder is not writable", where, "Name another folder.")
         if not isinstance(model, onnx.ModelProto) and path.resolve() == Path(model).resolve():
             raise UsageError(
                 "the output would overwrite the input", str(path), "Choose another -o OUT."

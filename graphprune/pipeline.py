@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from graphprune.analysis import Analysis, Scope, analyse
-from graphprune.errors import GraphPruneError
+from graphprune.errors import GraphPruneError, UsageError
 from graphprune.model import Model
 from graphprune.rules import BUILTIN, Rules
 
@@ -89,6 +89,8 @@ class Pipeline:
         for step in self.passes:
             try:
                 result = step.run(model, context)
+            except UsageError:
+                raise  # a wrong option is no pass's business
             except GraphPruneError as error:
                 error.add_note(f"in pass {step.name}, after {', '.join(done) or 'nothing'}")
                 raise

@@ -167,7 +167,11 @@ def _as_scores(prepared: Prepared, found: Mapping[int, Evidence]) -> Scores:
 def _held(analysis: Analysis) -> str:
     """What keeps the rest in place, and how much each reason is worth, a line each."""
     found = [pin for pin in pinned_reasons(analysis) if pin.macs >= WORTH_NAMING][:MOST_REASONS]
-    lines = [f"{pin.macs:6.1%} of the MACs: {pin.reason}, at {pin.where}\n  " for pin in found]
+    places = [f", at {pin.where}" if pin.where else "" for pin in found]
+    lines = [
+        f"{pin.macs:6.1%} of the MACs: {pin.reason}{place}\n  "
+        for pin, place in zip(found, places, strict=True)
+    ]
     return "".join(["What stays, and why:\n  ", *lines]) if lines else ""
 
 

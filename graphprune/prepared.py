@@ -18,6 +18,7 @@ from graphprune.plugins import Registry, collect, installed
 from graphprune.storage import load, source_bytes
 
 NO_CACHE = Cache(None)
+REWRITES = ("positions", "weight")  # what passes say that they change where weights move
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Prepared:
     registry: Registry
     original_bytes: int
     cache: Cache = NO_CACHE
+    moved: bool = False  # whether weights were rewritten on the way to the normal form
 
     @property
     def unknown_notes(self) -> list[str]:
@@ -110,6 +112,14 @@ def analyse(
         if min(shape, default=1) < 1:
             raise UsageError(f"--input-shape {list(shape)} has a size below 1", name)
     context = Context(rules=offered.rules, scope=scope or Scope())
-    normal = Pipeline(offered.prepare).run(original, context).model
-    kept = cache or NO_CACHE
-    return Prepared(original, context.analysis(normal), context, offered, original_bytes, kept)
+    done = Pipeline(offered.prepare).run(original, context)
+    moved = any(change.what in REWRITES for change in done.changes)
+    return Prepared(
+        original,
+        context.analysis(done.model),
+        context,
+        offered,
+        original_bytes,
+        cache or NO_CACHE,
+        moved,
+    )

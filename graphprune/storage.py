@@ -50,9 +50,9 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
         proto, data_files = _read(Path(source))
     if not proto.graph.node:
         raise ModelError(
-            "the graph is empty",
+            "not an ONNX model, or one without a node",
             f"{source}" if not isinstance(source, onnx.ModelProto) else "",
-            "Export the model again; an ONNX model needs at least one node.",
+            "Check the path, or export the model again.",
         )
     if proto.functions:
         proto = _inlined(proto)

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, defs, helper, numpy_helper
+from onnx import TensorProto, defs, helper
 
+from graphprune import external
 from graphprune.coupling import FLOAT_TYPES
 from graphprune.errors import ModelError
 from graphprune.model import Array, Model, label, set_initializer
@@ -196,7 +197,7 @@ class _Walk:
         size = int(np.prod(stored.dims, dtype=np.int64)) if stored is not None else 1
         if stored is None or size == 1:
             return self._float(name)
-        array = numpy_helper.to_array(stored).astype(np.float32)
+        array = external.array(stored).astype(np.float32)
         data = self.model.initializers.get(_at(node, q.data))
         if array.ndim == 1 and q.axis != -1:
             if data is None:

@@ -39,8 +39,10 @@ def open_samples(
     if path.suffix.lower() == ".npz":
         return from_npz(path, model, count)
     raise UsageError(
-        "calibration inputs are an .npz file or a folder of pictures",
-        str(path),
+        "calibration inputs are an .npz file or a folder of pictures"
+        if path.exists()
+        else "there is no such file or folder",
+        f"--calib {path}",
         "Give --calib FILE.npz, --calib FOLDER or --calib none.",
     )
 

@@ -145,7 +145,9 @@ def _map_members(path: Path, names: Sequence[str]) -> dict[str, Array]:
             return {name: _mapped(archive, name, path) for name in names}
     except UNREADABLE as error:
         cause = error.strerror if isinstance(error, OSError) and error.strerror else "no .npz file"
-        raise UsageError(f"cannot read arrays from the file: {cause}", str(path)) from error
+        raise UsageError(
+            f"cannot read arrays from the file: {cause}", f"--calib {path}", "Check the path."
+        ) from error
 
 
 def _mapped(archive: zipfile.ZipFile, name: str, path: Path) -> Array:

@@ -20,7 +20,6 @@ from graphprune.analysis import Analysis
 from graphprune.coupling import FLOAT_TYPES, tied
 from graphprune.model import Array, Model, set_initializer
 from graphprune.pipeline import Change, Context, PassResult
-from graphprune.relations import Fold
 from graphprune.slots import Axis, SlotArray, SlotTensor
 
 Indices = NDArray[np.integer[Any]]
@@ -83,7 +82,7 @@ class AlignGroups:
 def _families(analysis: Analysis) -> list[tuple[_Family, list[_Place]]]:
     """Those whose positions may be reordered in each group alone, and where they stand."""
     labels = tied(analysis.relations)
-    families = _balanced(analysis, labels)
+    families, members = _balanced(analysis, labels)
     index = np.full(int(labels.max(initial=0)) + 1, -1)  # component → family
     refused: set[int] = set()
     for number, family in enumerate(families):
@@ -91,7 +90,7 @@ def _families(analysis: Analysis) -> list[tuple[_Family, list[_Place]]]:
         claimed = set(np.unique(index[moving]).tolist()) - {-1}
         refused |= claimed | ({number} if claimed else set())
         index[moving] = number
-    for slots in _ordered(analysis):
+    for slots in _ordered(analysis, members):
         refused |= set(np.unique(index[labels[slots]]).tolist())
     products = {
         (labels[fold.whole].tobytes(), labels[fold.parts[0]].tobytes())
@@ -115,13 +114,14 @@ def _families(analysis: Analysis) -> list[tuple[_Family, list[_Place]]]:
     ]
 
 
-def _balanced(analysis: Analysis, labels: Indices) -> list[_Family]:
-    """Folds of the same two parts, whose inner one carries removals."""
-    by_inner: dict[bytes, list[Fold]] = {}
-    for fold in analysis.relations.folds:
-        by_inner.setdefault(labels[fold.parts[-1]].tobytes(), []).append(fold)
-    families = []
-    for folds in by_inner.values():
+def _balanced(analysis: Analysis, labels: Indices) -> tuple[list[_Family], set[int]]:
+    """Folds of the same two parts, whose inner one carries removals; and which folds these are."""
+    by_inner: dict[bytes, list[int]] = {}
+    for number, fold in enumerate(analysis.relations.folds):
+        by_inner.setdefault(labels[fold.parts[-1]].tobytes(), []).append(number)
+    families, members = [], set()
+    for numbers in by_inner.values():
+        folds = [analysis.relations.folds[number] for number in numbers]
         outer, inner = (labels[part] for part in (folds[0].parts[0], folds[0].parts[-1]))
         alike = all(
             len(fold.parts) == 2 and np.array_equal(labels[fold.parts[0]], outer) for fold in folds
@@ -130,18 +130,19 @@ def _balanced(analysis: Analysis, labels: Indices) -> list[_Family]:
         if alike and carries and len(np.unique(inner)) == len(inner):
             wholes = {labels[fold.whole].tobytes(): labels[fold.whole] for fold in folds}
             families.append(_Family(outer, inner, tuple(wholes.values())))
-    return families
+            members.update(numbers)
+    return families, members
 
 
-def _ordered(analysis: Analysis) -> Iterator[SlotArray]:
-    """Slots whose order something knows: pinned, under statistics, or parts of other products."""
-    relations, coupling = analysis.relations, analysis.coupling
+def _ordered(analysis: Analysis, members: set[int]) -> Iterator[SlotArray]:
+    """Slots whose order something knows: pinned, under statistics, or in other folds."""
+    relations = analysis.relations
     yield from (pin.slots for pin in (*relations.pins, *relations.shifts))
-    for fold in relations.folds:
-        carries = len(fold.parts) == 2 and bool((coupling.unit_of(fold.parts[1]) >= 0).any())
-        yield from fold.parts[: 1 if carries else None]
-        if not carries:
+    for number, fold in enumerate(relations.folds):
+        yield fold.parts[0]
+        if number not in members:
             yield fold.whole
+            yield from fold.parts[1:]
 
 
 def _place(

@@ -42,7 +42,8 @@ class JoinWeights:
         ]
         if not whole:
             return PassResult(model)
-        nodes = [node for node in model.nodes if not set(whole).intersection(node.output)]
+        gone = set(whole)
+        nodes = [node for node in model.nodes if not gone.intersection(node.output)]
         stored = [set_initializer(name, model.array(name)) for name in whole]
         changes = [Change(self.name, name, "weight", "computed", "stored", "") for name in whole]
         result = model.with_graph(nodes, [*model.initializers.values(), *stored])

@@ -21,11 +21,17 @@ class NameStates:
     def run(self, model: Model, context: Context) -> PassResult:
         nodes, changes = list(model.nodes), []
         for i, node in enumerate(nodes):
-            if node.op_type not in RECURRENT or node.domain or not node.output or node.output[0]:
+            if (
+                node.op_type not in RECURRENT
+                or node.domain
+                or not any(node.output)
+                or node.output[0]
+            ):
                 continue
             nodes[i] = onnx.NodeProto()
             nodes[i].CopyFrom(node)
-            nodes[i].output[0] = f"{label(node)}/graphprune_states"
+            last = next(name for name in node.output if name)
+            nodes[i].output[0] = f"{last}/graphprune_states"
             changes.append(Change(self.name, label(node), "states", "absent", "named", ""))
         if not changes:
             return PassResult(model)

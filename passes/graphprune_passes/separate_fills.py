@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from graphprune.control import is_open
 from graphprune.coupling import FLOAT_TYPES
 from graphprune.model import Model, label
 from graphprune.pipeline import Change, Context, PassResult
@@ -38,7 +39,8 @@ class SeparateFills:
             uses = model.consumers.get(name, [])
             readers = sorted({reader for reader, _ in uses})
             captured = any(position < 0 for _, position in uses)
-            if len(readers) < 2 or captured or name in model.output_names:
+            shared = any(is_open(model.nodes[reader]) for reader in readers)  # a state, and its end
+            if len(readers) < 2 or captured or shared or name in model.output_names:
                 continue
             for number, reader in enumerate(readers[1:], 1):
                 copy = onnx.NodeProto()

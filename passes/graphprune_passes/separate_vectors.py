@@ -13,6 +13,7 @@ from math import prod
 import onnx
 from onnx import numpy_helper
 
+from graphprune.control import is_open
 from graphprune.cost import WEIGHT_TYPES
 from graphprune.model import Model
 from graphprune.pipeline import Change, Context, PassResult
@@ -37,7 +38,9 @@ class SeparateVectors:
             uses = model.consumers.get(name, [])
             if len(uses) < 2 or tensor.data_type not in WEIGHT_TYPES or name in kept:
                 continue
-            if any(position == -1 for _, position in uses) or not _says_nothing(tensor):
+            if any(p == -1 or is_open(model.nodes[i]) for i, p in uses) or not _says_nothing(
+                tensor
+            ):
                 continue
             for number, (index, position) in enumerate(uses[1:], 1):
                 copy = onnx.TensorProto()
