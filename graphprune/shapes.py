@@ -319,6 +319,8 @@ def _covers(x: Shape, kernel: Shape, given: Mapping[str, Any]) -> bool:
         return True
     rank = len(x) - 2
     pads, spread = given.get("pads", [0] * 2 * rank), given.get("dilations", [1] * rank)
+    if len(pads) != 2 * rank or len(spread) != rank:
+        return True  # ill-formed: for others to say
     return all(
         x[2 + i] + pads[i] + pads[rank + i] > (kernel[2 + i] - 1) * spread[i] for i in range(rank)
     )

@@ -358,3 +358,11 @@ def test_a_giant_is_not_run_by_a_criterion_asked_for(
     monkeypatch.setattr(memory, "free_memory", lambda: 100)
     ran = run(small, "--target-flops", "0.5", "--criterion", "obspa", "--repair", "none")
     assert ran.code == 2 and "too large to be run here" in ran.err
+
+
+def test_pads_of_another_rank(run: Run, chain: onnx.ModelProto, tmp_path: Path) -> None:
+    node = next(node for node in chain.graph.node if node.op_type == "Conv")
+    for attribute in [a for a in node.attribute if a.name == "pads"]:
+        node.attribute.remove(attribute)
+    node.attribute.append(helper.make_attribute("pads", [1, 1]))
+    refused(run, store(chain, tmp_path / "m.onnx"), 3)
