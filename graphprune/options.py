@@ -114,23 +114,20 @@ class Options:
 
     def needs_inputs(self, registry: Registry) -> bool:
         """Whether the model must be seen at work: for the criterion, or for the repair."""
-        names = (
-            [self.criterion_name] if registry.criterion(self.criterion_name).needs_inputs else []
-        )
-        name = self.repair_name
+        criterion, name = registry.criterion(self.criterion_name), self.repair_name
+        names = [self.criterion_name] if criterion.needs_inputs else []
         names += [name] if name != "none" and registry.repair(name).needs_inputs else []
         if self.fast and names:
             raise UsageError(
                 f"--fast looks at weights alone; {' and '.join(names)} at inputs",
                 hint="Leave out --fast, or choose others (`graphprune prune --help`).",
             )
-        needed = bool(names)
-        if not needed and self.calib is not None:
+        if not names and self.calib is not None:
             raise UsageError(
                 f"neither criterion {self.criterion_name} nor repair {name} looks at --calib",
                 hint="Leave it out, or leave out --criterion or --repair.",
             )
-        return needed
+        return bool(names)
 
     @property
     def scope(self) -> Scope:
