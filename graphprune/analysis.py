@@ -24,12 +24,15 @@ from graphprune.slots import Axis, SlotArray
 @dataclass(frozen=True)
 class Scope:
     """What the user lets the analysis touch: patterns on node and tensor names, kinds of units
-    (``coupling.UNITS``), input sizes."""
+    (``coupling.UNITS``), input sizes, states of the interface, slots that statistics are taken
+    over."""
 
     protect: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     input_shapes: Mapping[str, Shape] | None = None
     units: tuple[str, ...] = USUAL_UNITS
+    interface: bool = False
+    inexact: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ def analyse(model: Model, scope: Scope | None = None, rules: Rules = BUILTIN) ->
         held=_protected(model, scope.protect, relations),
         allowed=_allowed(model, scope.only, relations),
         units=scope.units,
+        interface=scope.interface,
+        inexact=scope.inexact,
     )
     return Analysis(model, shapes, coupling, cost_model(model, shapes, coupling))
 
@@ -119,6 +124,7 @@ def _matching(
     """Nodes and tensors that any of the patterns names; each pattern must name something."""
     names = {label(node) for node in model.nodes} | set(model.initializers)
     names |= {output for node in model.nodes for output in node.output if output}
+    names |= {value.name for value in model.inputs}
     found: set[str] = set()
     for pattern in patterns:
         matched = {name for name in names if fnmatchcase(name, pattern)}
