@@ -64,6 +64,17 @@ class PinnedReason:
     macs: float
 
 
+@dataclass(frozen=True)
+class Inexact:
+    """A group of which units leave although statistics are taken over their slots, and where."""
+
+    index: int
+    group: str
+    units: int
+    reason: str
+    where: str
+
+
 def analyse(model: Model, scope: Scope | None = None, rules: Rules = BUILTIN) -> Analysis:
     """Shapes, then every node's rule, then the coupling, then the cost. Reads no large weight."""
     scope = scope or Scope()
@@ -164,6 +175,32 @@ def pinned_reasons(analysis: Analysis) -> list[PinnedReason]:
     rows = [_reason_row(model, reason, entries) for reason, entries in table.items()]
     rows += _without_roles(analysis, macs / total)
     return sorted(rows, key=lambda row: (-row.macs, -row.channels, row.reason))
+
+
+def inexact(analysis: Analysis, removed: Mask) -> list[Inexact]:
+    """What leaves with a shift where ``removed`` does, by group."""
+    coupling = analysis.coupling
+    group_of = np.full(coupling.n_units + 1, -1)
+    for group in coupling.groups:
+        group_of[group.units[removed[group.units]]] = group.index
+    found: dict[int, list[Pin]] = {}
+    units: dict[int, set[int]] = {}
+    for pin in coupling.relations.shifts:
+        gone = np.unique(coupling.unit_of(pin.slots))
+        for index in np.unique(group_of[gone]).tolist():
+            found.setdefault(index, []).append(pin)
+            units.setdefault(index, set()).update(gone[group_of[gone] == index].tolist())
+    return [
+        Inexact(
+            index,
+            coupling.groups[index].name,
+            len(units[index]),
+            pins[0].reason,
+            _where(analysis.model, [pin.node for pin in pins]),
+        )
+        for index, pins in sorted(found.items())
+        if index >= 0
+    ]
 
 
 def _without_roles(analysis: Analysis, share: NDArray[np.float64]) -> list[PinnedReason]:

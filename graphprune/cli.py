@@ -237,6 +237,8 @@ def _scope(given: dict[str, Any]) -> Any:
         tuple(given["only"]),
         dict(given["input_shape"]),
         _listed(given["units"]),
+        given["allow_interface_change"],
+        given["allow_inexact"],
     )
 
 
@@ -279,6 +281,8 @@ def _prune_options(given: dict[str, Any]) -> Options:
         "round_to",
         "min_channels",
         "allow_miss",
+        "allow_interface_change",
+        "allow_inexact",
     )
     return replace(
         _check_options(given),

@@ -48,6 +48,19 @@ scope_options = _options(
         "leave; channels: all else.",
     ),
     click.option("--input-shape", multiple=True, type=Shape(), help="Sizes for symbolic inputs."),
+    click.option(
+        "--allow-interface-change",
+        is_flag=True,
+        help="Let states lose slots that the model makes itself and a caller only hands back: KV "
+        "caches, recurrent states. These are what is tied to both a graph input and a graph output "
+        "and to neither the first input nor the first output, which never change.",
+    ),
+    click.option(
+        "--allow-inexact",
+        is_flag=True,
+        help="Let slots leave that a normalisation or the like takes statistics over, such as the "
+        "width of a transformer: removing them is not the same as zeroing them.",
+    ),
 )
 run_options = _options(
     click.option(

@@ -126,6 +126,8 @@ def written(
         "protect": list(options.protect),
         "only": list(options.only),
         "units": list(options.units),
+        "allow_interface_change": options.allow_interface_change,
+        "allow_inexact": options.allow_inexact,
         "input_shapes": {k: list(v) for k, v in (options.input_shapes or {}).items()},
         "repair": options.repair_name,
         "calibration": None,
