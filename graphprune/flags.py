@@ -51,9 +51,9 @@ scope_options = _options(
     click.option(
         "--allow-interface-change",
         is_flag=True,
-        help="Let states lose slots that the model makes itself and a caller only hands back: KV "
-        "caches, recurrent states. These are what is tied to both a graph input and a graph output "
-        "and to neither the first input nor the first output, which never change.",
+        help="Let states among the graph's inputs and outputs lose slots: KV caches, recurrent "
+        "states. These are inputs of what weights of the model otherwise make, and outputs tied to "
+        "such; the first input and the first output never change, nor what is tied to them.",
     ),
     click.option(
         "--allow-inexact",

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from graphprune.errors import ModelError
 from graphprune.model import Array, Model
 
 RECORD = "graphprune.interface"  # key of the model's metadata
@@ -87,17 +88,21 @@ def fitted_sizes(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
 
 
 def reshaped(original: Model, result: Model) -> tuple[Reshaped, ...]:
-    """The inputs and outputs that ``result`` declares otherwise than ``original``."""
-    sides = (
-        ("input", original.inputs, result.inputs),
-        ("output", original.outputs, result.outputs),
-    )
+    """The inputs and outputs that lost slots between the two, as declared before and after; where a
+    size is symbolic, what it was and is."""
+    before, after = _record(original), _record(result)
     found = []
-    for side, before, after in sides:
-        new = {value.name: _sizes(value) for value in after}
-        for value in before:
-            if new.get(value.name, _sizes(value)) != _sizes(value):
-                found.append(Reshaped(value.name, side, _sizes(value), new[value.name]))
+    for side, values in (("input", original.inputs), ("output", original.outputs)):
+        for value in values:
+            known = before.get(value.name, {})
+            new = {a: e for a, e in after.get(value.name, {}).items() if e != known.get(a)}
+            if not new:
+                continue
+            sizes = [list(_sizes(value)), list(_sizes(value))]
+            for axis, entry in new.items():
+                for declared, size in zip(sizes, (entry["of"], len(entry["kept"])), strict=True):
+                    declared[int(axis) : int(axis) + 1] = [size]
+            found.append(Reshaped(value.name, side, tuple(sizes[0]), tuple(sizes[1])))
     return tuple(found)
 
 
@@ -109,6 +114,23 @@ def _sizes(value: onnx.ValueInfoProto) -> tuple[Size, ...]:
 
 
 def _record(model: Model) -> dict[str, dict[str, dict[str, Any]]]:
-    """Input or output → axis → how many slots it had (``of``), and which of them are ``kept``."""
+    """Input or output → axis → how many slots it had (``of``), and which of them are ``kept``.
+
+    Raises ``ModelError`` where the model's record is none.
+    """
     text = next((e.value for e in model.skeleton.metadata_props if e.key == RECORD), "{}")
-    return dict(json.loads(text))
+    try:
+        return {
+            name: {
+                axis: {"of": int(entry["of"]), "kept": [int(i) for i in entry["kept"]]}
+                for axis, entry in axes.items()
+                if int(axis) >= 0 and 0 <= min(entry["kept"]) <= max(entry["kept"]) < entry["of"]
+            }
+            for name, axes in json.loads(text).items()
+        }
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ModelError(
+            "the model's record of slots that its interface lost is malformed",
+            f"metadata {RECORD!r}",
+            "Remove that entry, or prune the original again.",
+        ) from error

@@ -1,9 +1,9 @@
-"""States that a model carries from run to run: graph inputs that come back as outputs.
+"""States that a model carries from run to run: graph inputs of what it otherwise makes itself.
 
-The caller of a KV cache or of a recurrent state only hands it back, so where the interface may
-change at all, its slots may leave: whoever feeds the model asks it for its shapes. What the model
-is given (its first input) and what it is asked for (its first output) never change, nor does
-anything that is tied to them.
+The caller of a KV cache or of a recurrent state starts it with zeros or with nothing, and hands it
+back. So where the interface may change at all, its slots may leave: whoever feeds the model asks
+it for its shapes. What the model is given (its first input) and what it is asked for (its first
+output) never change, nor does anything that is tied to them, nor an output that no state is.
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ def uncarried(
 def _carried(
     model: Model, shapes: Shapes, relations: Relations, parameters: Sequence[Axis]
 ) -> Mask:
-    """Slots that ties and folds connect to a graph input, to a graph output and to rows of a
-    weight, the model's own that make them; and neither to the first input or the first output nor
-    to a size that is symbolic."""
+    """Slots that ties and folds connect to a graph input and to rows of a weight, which make them
+    in the model itself; and neither to the first input or output nor to a symbolic size."""
     slots = relations.slots.tensors
     labels = _connected(relations)
 
@@ -64,7 +63,7 @@ def _carried(
         rows[array] |= role == Role.PRODUCER
     made = reached(axis.slots[rows[axis.slots]] for axis in parameters)
     fixed = reached(chain(of(inputs[:1]), of(outputs[:1]), symbolic))
-    return np.asarray((reached(of(inputs)) & reached(of(outputs)) & made & ~fixed)[labels])
+    return np.asarray((reached(of(inputs)) & made & ~fixed)[labels])
 
 
 def _connected(relations: Relations) -> NDArray[np.int32]:
