@@ -19,6 +19,7 @@ from graphprune.relations import Pin, Relations, Role
 from graphprune.rules import BUILTIN, Rules, relate
 from graphprune.shapes import Shape, Shapes, infer
 from graphprune.slots import Axis, SlotArray
+from graphprune.states import uncarried
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,24 @@ def inexact(analysis: Analysis, removed: Mask) -> list[Inexact]:
         for index, pins in sorted(found.items())
         if index >= 0
     ]
+
+
+def allowances(analysis: Analysis) -> str:
+    """The options that would let some of what is pinned leave, as a sentence; empty where none."""
+    relations = analysis.relations
+    left = uncarried(analysis.model, analysis.shapes, relations, analysis.coupling.parameters)
+    kept = {(pin.reason, len(pin.slots)) for pin in left}
+    states = [pin for pin in relations.interface if (pin.reason, len(pin.slots)) not in kept]
+    held = {pin.reason for pin in pinned_reasons(analysis)}
+    found = [
+        f"{option} ({reasons[0]})"
+        for option, pins in (
+            ("--allow-inexact", relations.shifts),
+            ("--allow-interface-change", states),
+        )
+        if (reasons := [pin.reason for pin in pins if pin.reason in held])
+    ]
+    return f"More may leave with {' or with '.join(found)}. " if found else ""
 
 
 def _without_roles(analysis: Analysis, share: NDArray[np.float64]) -> list[PinnedReason]:
