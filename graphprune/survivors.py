@@ -24,6 +24,14 @@ def shifted_nodes(relations: Relations, alive: Mask) -> list[int]:
     return sorted({pin.node for pin in relations.shifts if not alive[pin.slots].all()})
 
 
+def bound_to_sizes(relations: Relations, alive: Mask) -> bool:
+    """Whether survivors stand where they do at the analysed sizes alone: an axis that is made of
+    others, as (channels, height, width) is, has them elsewhere in larger pictures."""
+    made = {int(fold.whole[0]) for fold in relations.folds if len(fold.whole)}
+    lost = (pin.slots for pin in relations.shifts if not alive[pin.slots].all())
+    return any(int(slots[0]) in made for slots in lost)
+
+
 class Survivors:
     """Nodes that see survivors alone; new constants in ``tensors``."""
 

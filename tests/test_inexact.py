@@ -192,6 +192,20 @@ def test_nothing_of_it_unasked(name: str) -> None:
     assert not [g for g in prepare(source).analysis.coupling.groups if len(g) == 24]
 
 
+def test_statistics_over_symbolic_sizes() -> None:
+    """Channels, height and width in one axis, whose length nobody knows before run time."""
+    b = Builder()
+    x = b.conv("x", 3, 24)
+    rows = b.add("Reshape", x, b.ints(0, 1, -1))
+    centred = b.add("Sub", rows, b.add("ReduceMean", rows, axes=[2]))
+    x = b.add("Reshape", centred, b.add("Shape", x))
+    y = b.conv(b.add("Relu", x), 24, 5)
+    source = b.model({"x": ["n", 3, "h", "w"]}, {y: ["n", 5, "h", "w"]})
+    result = prune(source, flops=0.5, **QUICK, fast=True)
+    assert result.verdict.passed
+    assert [entry.units for entry in result.inexact] == [12]
+
+
 def test_exact_parts_leave_first() -> None:
     """Whole groups are exact: they carry the removal with the option as without."""
     for scope in (Scope(), FREE):
