@@ -267,6 +267,8 @@ def _prune_options(given: dict[str, Any]) -> Options:
         "flops",
         "params",
         "size",
+        "latency",
+        "latency_ms",
         "max_drop",
         "criterion",
         "repair",

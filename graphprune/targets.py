@@ -11,13 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from graphprune.errors import UsageError
+from graphprune.tables import Counts, parse
 
-KEYS = {"name", "description", "minimum", "multiple", "macs_per_element", "fewest_steps"}
+KEYS = {"name", "description", "minimum", "multiple", "macs_per_element", "fewest_steps"} | {
+    "latency",
+    "latency_command",
+}
 
 
 @dataclass(frozen=True)
 class Target:
-    """Channel multiples by operator, and the least number of channels a layer keeps."""
+    """Channel multiples by operator, and the least number of channels a layer keeps. What a target
+    says of latency decides instead of this machine: a table, or a command that asks the device."""
 
     name: str
     description: str = ""
@@ -27,6 +32,8 @@ class Target:
     fewest_steps: int = 1  # a group too narrow for so many steps of the grid takes finer ones
     strict: bool = False  # --round-to: the grid is never made finer
     fixed_minimum: bool = False  # --min-channels: the minimum is never lowered
+    latency: Mapping[str, Mapping[Counts, float]] = field(default_factory=dict)  # microseconds
+    latency_command: str = ""
 
     def multiple_of(self, operator: str) -> int:
         return self.multiple.get(operator, self.multiple.get("default", 1))
@@ -123,6 +130,9 @@ def _parse(text: str, where: str) -> Target:
         raise UsageError(
             "multiples, minimum and fewest_steps must be whole numbers from 1 on", where
         )
+    command = data.get("latency_command", "")
+    if not isinstance(command, str):
+        raise UsageError("latency_command must be a text", where)
     return Target(
         str(data.get("name", Path(where).stem)),
         str(data.get("description", "")),
@@ -130,4 +140,6 @@ def _parse(text: str, where: str) -> Target:
         multiple,
         float(balance),
         fewest,
+        latency=parse(data.get("latency", []), where),
+        latency_command=command,
     )
