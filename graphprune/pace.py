@@ -44,9 +44,14 @@ class Paced:
 def timed(prepared: Prepared, options: Options) -> Prepared:
     """``prepared`` with a cost model that predicts milliseconds, laid through two measurements."""
     target = _target(prepared, options)
-    device = _device(target, options)
+    known = bool(target.latency) and not target.latency_command
+    device = None if known else device_of(target, options.threads, options.provider)
     path = _kept(prepared, device)
-    table = Table({form: dict(rows) for form, rows in target.latency.items()}) if path is None else read(path)
+    table = (
+        Table({form: dict(rows) for form, rows in target.latency.items()})
+        if path is None
+        else read(path)
+    )
     analysis = prepared.analysis
     latency = Latency(analysis, target, table, device)
     if device is not None:
@@ -69,7 +74,7 @@ def paced(
     assert latency is not None
     assert options.latency is not None
     if latency.device is None:
-        return Paced({}, None, f"latency as the table of {latency.target.name} has it, unmeasured")
+        return Paced({}, None, _by_table(latency))
     analysis = prepared.analysis
     whole = latency(analysis.nothing_removed)
     feeds = random_inputs(prepared.original, analysis.shapes, options.scoring.seed)
@@ -90,6 +95,12 @@ def paced(
         margin = whole * (options.latency - options.latency * predicted / ratio)
     _keep(prepared, latency)
     return best
+
+
+def _by_table(latency: Latency) -> str:
+    unknown = latency.unknown
+    rest = f"; {unknown:.0%} of the MACs are not in it and went by their number" if unknown else ""
+    return f"latency as the table of target {latency.target.name} has it, not measured here{rest}"
 
 
 def _miss(ratio: float, asked: float) -> float:
@@ -162,10 +173,11 @@ def _target(prepared: Prepared, options: Options) -> Target:
     )
 
 
-def _device(target: Target, options: Options) -> Device | None:
+def device_of(target: Target, threads: int, provider: str) -> Device:
+    """What the target is measured on: what its command asks, else this machine."""
     if target.latency_command:
         return Command(target.latency_command)
-    return None if target.latency else OnnxRuntime(options.threads, options.provider)
+    return OnnxRuntime(threads, provider)
 
 
 def _kept(prepared: Prepared, device: Device | None) -> Path | None:

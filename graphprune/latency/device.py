@@ -130,7 +130,7 @@ class Command:
 
     def _run(self, request: str) -> Any:
         try:
-            done = subprocess.run(  # noqa: S603 - the user's own command, without a shell
+            done = subprocess.run(
                 shlex.split(self.command),
                 input=request,
                 capture_output=True,

@@ -12,13 +12,14 @@ from string import ascii_lowercase
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, defs, helper
 from scipy.sparse import csr_array
 
 from graphprune.analysis import Analysis
 from graphprune.latency.pieces import Piece
 from graphprune.slots import SlotArray
 
+LEFT_OUT = {"strides": 1, "dilations": 1, "pads": 0}  # lists, of any length
 UNSPOKEN = {onnx.AttributeProto.TENSOR, onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
 
 
@@ -107,14 +108,32 @@ def _text(
         value = sizes.get((i, item.name)) or helper.get_attribute_value(item)
         return f"{item.name}={value.decode() if isinstance(value, bytes) else value}"
 
+    def said_of(i: int, node: onnx.NodeProto) -> list[str]:
+        known = [a for a in node.attribute if a.type not in UNSPOKEN and not _usual(node, a)]
+        return sorted(attribute(i, a) for a in known)
+
     lines = []
     for i in piece.nodes:
         node = model.nodes[i]
-        said = [attribute(i, a) for a in node.attribute if a.type not in UNSPOKEN]
         taken, given = (", ".join(map(tensor, names)) for names in (node.input, node.output))
         kind = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        lines.append(f"{kind}{{{', '.join(sorted(said))}}}({taken}) -> {given}")
+        lines.append(f"{kind}{{{', '.join(said_of(i, node))}}}({taken}) -> {given}")
     return "\n".join(lines)
+
+
+def _usual(node: onnx.NodeProto, item: onnx.AttributeProto) -> bool:
+    """Whether the attribute says what leaving it out would."""
+    value = helper.get_attribute_value(item)
+    if item.name in LEFT_OUT:
+        return set(value) == {LEFT_OUT[item.name]}
+    if item.name == "kernel_shape" and len(node.input) > 1:
+        return True  # the weight's shape says it
+    if not defs.has(node.op_type, node.domain):
+        return False
+    default = defs.get_schema(node.op_type, node.domain).attributes.get(item.name)
+    if default is None or not default.default_value.name:
+        return False
+    return bool(helper.get_attribute_value(default.default_value) == value)
 
 
 def counts_matrix(forms: Sequence[Form], n_units: int) -> csr_array:

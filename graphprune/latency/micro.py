@@ -146,7 +146,9 @@ def _value(analysis: Analysis, name: str, size: Shape) -> Array:
 def _stays(analysis: Analysis, piece: Piece, name: str) -> bool:
     """Whether all that reads the picture outside the piece takes it in the blocked layout."""
     nodes, inner = analysis.model.nodes, set(piece.nodes)
-    readers = [nodes[i].op_type for i, _ in analysis.model.consumers[name] if i not in inner]
+    readers = [
+        nodes[i].op_type for i, _ in analysis.model.consumers.get(name, ()) if i not in inner
+    ]
     outside = name in analysis.model.output_names
     return not outside and all(kind == "Conv" or kind in BLOCKED for kind in readers)
 

@@ -2,7 +2,8 @@
 
 ONNX Runtime fuses a linear operator with what comes after it (activations, additions,
 normalisation), so a piece is what it runs as a few kernels. Every other node belongs to the piece
-of its latest producer; control flow is one piece with its bodies.
+of its latest producer; control flow is one piece with its bodies. What dequantises stands with
+whatever takes it: there ONNX Runtime fuses it.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ BLOCKED = {"Add", "Sum", "Mul", "Concat", "Relu", "Sigmoid", "Tanh", "Clip", "Le
     "Upsample",
 }
 IMAGE_RANK = 4
+DEQUANTISER = "DequantizeLinear"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Indices of a piece's nodes, in order; tensors it takes from other pieces and gives away."""
+    """Indices of a piece's nodes, in order; tensors it takes from other pieces and gives away. A
+    node that dequantises may stand in several pieces."""
 
     nodes: tuple[int, ...]
     takes: tuple[str, ...]
@@ -54,8 +57,17 @@ def split(analysis: Analysis) -> tuple[Piece, ...]:
         owner[i] = i if i in heads or not sources else max(sources)
     members: dict[int, list[int]] = {}
     for i, piece in owner.items():
-        members.setdefault(piece, []).append(i)
-    return tuple(_piece(model, nodes) for _, nodes in sorted(members.items()))
+        for at in _readers_pieces(model, owner, i) or {piece}:
+            members.setdefault(at, []).append(i)
+    return tuple(_piece(model, sorted(nodes)) for _, nodes in sorted(members.items()))
+
+
+def _readers_pieces(model: Model, owner: Mapping[int, int], i: int) -> set[int]:
+    """The pieces of all that reads what node ``i`` dequantises; none for any other node."""
+    node = model.nodes[i]
+    if node.op_type != DEQUANTISER or node.output[0] in model.output_names:
+        return set()
+    return {owner[reader] for reader, _ in model.consumers.get(node.output[0], ())}
 
 
 def _control_piece(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
@@ -50,9 +51,42 @@ class Latency:
         found, start = np.zeros(len(self.forms)), 0
         for i, form in enumerate(self.forms):
             stop = start + len(form.knobs)
-            found[i] = self._time(i, tuple(values[start:stop].tolist())) / 1e3
+            found[i] = self._time(i, tuple(values[start:stop].tolist()))
             start = stop
-        return found
+        unknown = np.isnan(found)
+        if unknown.any():
+            found[unknown] = self._by_rate(removed)[unknown]
+        return found / 1e3
+
+    def work(self, removed: Mask) -> tuple[NDArray[np.float64], list[str]]:
+        """MACs of each piece, and the operator that does most of them."""
+        nodes = self.analysis.model.nodes
+        macs = self.analysis.cost.per_node_macs(removed, len(nodes))
+        sums = np.array([macs[list(piece.nodes)].sum() for piece in self.pieces])
+        most = [max(piece.nodes, key=lambda i: (macs[i], -i)) for piece in self.pieces]
+        return sums, [_kind(nodes[i]) for i in most]
+
+    @property
+    def unknown(self) -> float:
+        """Share of the MACs in pieces that neither the table nor a device knows."""
+        if self.device is not None:
+            return 0.0
+        macs, _ = self.work(self.analysis.nothing_removed)
+        known = [form.text in self.table.entries for form in self.forms]
+        return float(1 - macs[known].sum() / max(macs.sum(), 1.0))
+
+    def _by_rate(self, removed: Mask) -> NDArray[np.float64]:
+        """Microseconds of each piece from its MACs alone."""
+        rates = self.target.rates
+        if not rates:
+            raise TargetError(
+                "the latency table has nothing for a part of this model",
+                f"target {self.target.name}",
+                "Measure it on the device: `graphprune targets measure MODEL -o FILE.toml`.",
+            )
+        usual = float(np.median(list(rates.values())))
+        macs, operators = self.work(removed)
+        return np.asarray(macs / [rates.get(operator, usual) for operator in operators])
 
     def fit(self, whole: float, removed: Mask, ratio: float) -> None:
         """Lay the prediction through two measured models: the original (``whole`` milliseconds),
@@ -83,7 +117,7 @@ class Latency:
         return counts_matrix(self.forms, self.analysis.coupling.n_units)
 
     @cached_property
-    def _steps(self) -> list[tuple[int, ...]]:
+    def steps(self) -> list[tuple[int, ...]]:
         return [self._step(p, f) for p, f in zip(self.pieces, self.forms, strict=True)]
 
     def _step(self, piece: Piece, form: Form) -> tuple[int, ...]:
@@ -102,7 +136,7 @@ class Latency:
             return self._nearest(i, counts)
         around = [
             nodes_around(count, len(knob), step)
-            for count, knob, step in zip(counts, form.knobs, self._steps[i], strict=True)
+            for count, knob, step in zip(counts, form.knobs, self.steps[i], strict=True)
         ]
         found = interpolated(counts, around, lambda corner: self.measured(i, corner))
         assert found is not None
@@ -136,12 +170,7 @@ class Latency:
         known = self.table.entries.get(form.text, {})
         known = {entry: time for entry, time in known.items() if len(entry) == len(counts)}
         if not known:
-            first = form.text.split("\n", maxsplit=1)[0]
-            raise TargetError(
-                "the latency table has nothing for a part of this model",
-                first[:200],
-                "Measure it on the device: `graphprune targets measure MODEL -o FILE.toml`.",
-            )
+            return math.nan
 
         def far(entry: Counts) -> float:
             return sum(abs(math.log((a + 1) / (b + 1))) for a, b in zip(entry, counts, strict=True))
@@ -149,6 +178,12 @@ class Latency:
         nearest = min(sorted(known), key=far)
         grown = math.prod((a + 1e-9) / (b + 1e-9) for a, b in zip(counts, nearest, strict=True))
         return known[nearest] * grown
+
+
+def _kind(node: onnx.NodeProto) -> str:
+    """Convolutions in groups do their MACs at another rate than dense ones."""
+    grouped = any(a.name == "group" and a.i > 1 for a in node.attribute)
+    return f"{node.op_type} in groups" if grouped else node.op_type
 
 
 def nodes_around(count: int, full: int, step: int) -> tuple[int, int]:
