@@ -189,7 +189,7 @@ def _kind(node: onnx.NodeProto) -> str:
 def nodes_around(count: int, full: int, step: int) -> tuple[int, int]:
     """The counts below and above at which a piece is timed. On the staircase these are whole
     steps, so that what lies between is its straight tread; off it, the count itself."""
-    if count % step and count != full:
+    if count % step or count == full:
         return count, count
     pitch = max(1, math.ceil(full / step / INTERVALS)) * step
     below, above = count // pitch * pitch, min(full, -(-count // pitch) * pitch)
