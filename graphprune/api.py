@@ -23,6 +23,7 @@ from graphprune.memory import fitted, too_large
 from graphprune.model import Model
 from graphprune.options import Options
 from graphprune.output import check_data, check_outputs, write_result
+from graphprune.pace import PACED_ROUNDS, Paced, held, in_milliseconds, paced, timed
 from graphprune.pipeline import Change, Pass, PassResult, Pipeline
 from graphprune.plan import Plan, removed_units
 from graphprune.planning import FALLBACK, Judged, decide, judge, rehearse, written
@@ -87,8 +88,11 @@ def prune(
         weights = clock(
             "search", lambda progress: best_weights(studied, judged, chosen, share, progress)
         )
-    made = _made(studied, judged, chosen, clock, share, weights)
-    result = _judge(studied, made, chosen, clock)
+    found = None
+    if chosen.latency is not None:
+        found = clock("pace", lambda progress: paced(studied.prepared, judged, chosen, progress))
+    made = _made(studied, judged, chosen, clock, share, weights, found)
+    result = _judge(studied, made, chosen, clock, found)
     clock("save", lambda _: write_result(result, made.model, output, plan_out))
     return replace(result, seconds=dict(clock.seconds))
 
@@ -116,6 +120,9 @@ def _studied(
     size = source_bytes(model, original)
     cache = Cache(beside(model) if options.cache else None)
     prepared = clock("analyse", lambda _: analyse(original, size, options.scope, cache=cache))
+    if wanted and options.timed:
+        prepared = clock("time", lambda _: timed(prepared, options))
+        options = in_milliseconds(prepared, options)
     if options.eval_data is not None:
         scorer_of(options.eval_data, original)  # a wrong file is said now, not after minutes
     needed = options.needs_inputs(prepared.registry)
@@ -150,6 +157,7 @@ def _made(
     clock: Clock,
     share: float | None,
     weights: Mapping[int, float] | None,
+    found: Paced | None = None,
 ) -> _Made:
     """Decide, cut, prove and repair; once more where the file or the parameters of the result are
     not what the cost model counted and the budget is on them."""
@@ -162,9 +170,10 @@ def _made(
         plan = clock("plan", lambda _: written(studied, judged, decision, options, share))
         return _carried_out(studied, plan, decision, options, clock)
 
-    made = attempt({})
+    known = found.margins if found is not None else {}
+    made = attempt(known)
     missed = _missed(studied, made, options) if share is None else {}
-    return attempt(missed) if missed else made
+    return attempt({**known, **missed}) if missed else made
 
 
 def _missed(studied: Study, made: _Made, options: Options) -> dict[str, float]:
@@ -282,13 +291,19 @@ def _run(prepared: Prepared, step: Pass, model: Model) -> PassResult:
     return Pipeline((step,)).run(model, prepared.context)
 
 
-def _judge(studied: Study, made: _Made, options: Options, clock: Clock) -> Result:
+def _judge(
+    studied: Study, made: _Made, options: Options, clock: Clock, found: Paced | None = None
+) -> Result:
     """Measure, hold against the gates, and sum up."""
     prepared = studied.prepared
     analysis = prepared.analysis
     verdict = Verdict()
     if options.measure or options.eval_data is not None:
         verdict = clock("measure", lambda _: _measure(prepared, made.model, options))
+    pace: tuple[str, ...] = ()
+    if found is not None:
+        verdict, pace = clock("measure", lambda _: held(prepared, made.model, verdict, options))
+        pace = (found.note, *pace)
     if made.proof is not None:
         proof = made.proof
         verdict = replace(
@@ -317,6 +332,7 @@ def _judge(studied: Study, made: _Made, options: Options, clock: Clock) -> Resul
             *unseen,
             *inside,
             *made.decision.notes,
+            *pace,
             *studied.notes,
         ),
         clock.seconds,
@@ -338,7 +354,7 @@ def _measure(prepared: Prepared, result: Model, options: Options) -> Verdict:
         seed=options.scoring.seed,
         threads=options.threads,
         provider=options.provider,
-        rounds=options.rounds if options.measure else 0,
+        rounds=(PACED_ROUNDS if options.timed else options.rounds) if options.measure else 0,
         scorer=scorer,
     )
 

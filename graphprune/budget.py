@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,9 @@ from graphprune.targets import Target
 SLACK = 0.02  # a result further below its budget than this is said to be limited by the grid
 MOST_GIVEN_BACK = 256  # tries; each costs one evaluation of the whole cost model
 MOST_EXCHANGES = 256  # tries to come nearer a budget with another mix of counts
-OPTION = {"macs": "--target-flops", "params": "--target-params", "bytes": "--target-size"}
+OPTION = {"macs": "--target-flops", "params": "--target-params", "bytes": "--target-size"} | {
+    "latency": "--target-latency"
+}
 Scores = NDArray[np.float64]
 
 
@@ -101,8 +104,10 @@ def allocate(
         middle = (low + high) // 2
         low, high = (low, middle) if fits(levels_after(middle)) else (middle + 1, high)
     start = levels_after(low)
-    if curves:
-        distortions = _distortions(ladders, curves, coupling.groups)
+    if curves or "latency" in budgets:
+        distortions = (
+            _distortions(ladders, curves, coupling.groups) if curves else _damages(ladders, scores)
+        )
 
         def costs(levels: NDArray[np.int64]) -> Mapping[str, float]:
             after = analysis.cost.of(_mask(ladders, levels, coupling.n_units))
@@ -276,6 +281,31 @@ def _distortions(
             curve = np.interp(np.linspace(0, 1, size + 1), shares, worst)
         found.append(np.array([curve[size - count] for count in ladder.counts]))
     return found
+
+
+def _damages(ladders: list[_Ladder], scores: Scores) -> list[Scores]:
+    """In place of distortions where only scores are known: what has left, each step counted more
+    the more has left before it, as in the ``balanced`` ranking."""
+    found = []
+    for ladder in ladders:
+        size = len(ladder.order)
+        damage = [0.0]
+        for before, after in pairwise(ladder.counts):
+            leaving = ladder.order[size - before : size - after]
+            damage.append(damage[-1] + float(scores[leaving].sum()) * (1 - after / size))
+        found.append(np.array(damage))
+    return found
+
+
+def thinned(analysis: Analysis, scores: Scores, target: Target, share: float) -> Mask:
+    """Units that leave so that every group keeps about ``share`` of its own, on the grid."""
+    held = _units_that_hold_an_axis_open(analysis, scores, target)
+    ladders = [_ladder(analysis, group, scores, target, held) for group in analysis.coupling.groups]
+    levels = [
+        int(np.argmin(np.abs(np.array(ladder.counts) / len(ladder.order) - share)))
+        for ladder in ladders
+    ]
+    return _mask(ladders, np.array(levels, dtype=np.int64), analysis.coupling.n_units)
 
 
 def _steps_by_damage(distortions: list[Scores], levels: NDArray[np.int64]) -> list[tuple[int, int]]:

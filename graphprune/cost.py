@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,12 +25,14 @@ KINDS = ("macs", "params", "bytes", "traffic")
 @dataclass(frozen=True)
 class Costs:
     """MACs for one inference at the analysed shapes, parameters, bytes of the file, and traffic:
-    elements that the operators with MACs read and write besides their weights."""
+    elements that the operators with MACs read and write besides their weights. ``latency`` is in
+    milliseconds, 0 where nothing predicts it."""
 
     macs: float
     params: float
     bytes: float
     traffic: float
+    latency: float = 0.0
 
     def of(self, kind: str) -> float:
         return float(getattr(self, kind))
@@ -56,10 +58,11 @@ class CostModel:
     width: csr_array  # [extents + 1, units]
     terms: dict[str, _Terms]
     fixed: dict[str, float]
+    timed: Callable[[Mask], float] | None = None  # predicts milliseconds
 
     def of(self, removed: Mask) -> Costs:
         values = {kind: self.per_term(kind, removed).sum() + self.fixed[kind] for kind in KINDS}
-        return Costs(**values)
+        return Costs(**values, latency=self.timed(removed) if self.timed is not None else 0.0)
 
     def per_term(self, kind: str, removed: Mask) -> NDArray[np.float64]:
         """Each node's MACs, or each initialiser's parameters or bytes."""

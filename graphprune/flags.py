@@ -128,6 +128,21 @@ budget_options = _options(
         "--target-size", "size", type=SHARE, metavar="R", help="Share of the file's bytes."
     ),
     click.option(
+        "--target-latency",
+        "latency",
+        type=SHARE,
+        metavar="R",
+        help="Share of the latency, with --provider, --threads and --input-shape; measured against "
+        "the original and within 3 %, else exit 7 (too slow) or 4.",
+    ),
+    click.option(
+        "--target-latency-ms",
+        "latency_ms",
+        type=click.FloatRange(0, min_open=True),
+        metavar="X",
+        help="The same in milliseconds.",
+    ),
+    click.option(
         "--max-drop",
         type=click.FloatRange(0, min_open=True),
         metavar="D",

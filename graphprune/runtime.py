@@ -56,7 +56,7 @@ def session(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if precise:
         options.add_session_config_entry(*IN_FLOATS)
-    providers = [_provider(provider, ort.get_available_providers())]
+    providers = [provider_of(provider, ort.get_available_providers())]
     try:
         if not optimise and model.weight_bytes > LARGE:
             return _mapped_session(model, options, providers)
@@ -100,7 +100,7 @@ def _mapped_session(model: Model, options: Any, providers: list[str]) -> Any:
     return ort.InferenceSession(proto.SerializeToString(), options, providers)
 
 
-def _provider(name: str, available: Sequence[str]) -> str:
+def provider_of(name: str, available: Sequence[str]) -> str:
     wanted = {p.removesuffix("ExecutionProvider").lower(): p for p in available}
     if name.lower() not in wanted:
         raise UsageError(

@@ -344,3 +344,10 @@ def test_a_symbol_has_one_size() -> None:
     found = infer(model, {"past": (2, 7, 3)})
     assert found.inputs == {"x": (2, 32, 3), "past": (2, 7, 3), "mask": (2, 39)}
     assert found.shape[y] == (2, 39, 3)
+
+
+def test_a_latency_budget() -> None:
+    """Plans are measured on inputs of the original; without bounds on what a noisy machine finds."""
+    result = prune(fused(), latency=0.9, allow_miss=True, threads=1, fast=True, **QUICK)
+    assert result.verdict.passed
+    assert result.verdict.latency is not None
