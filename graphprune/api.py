@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -196,7 +196,8 @@ def _carried_out(
     prepared = studied.prepared
     passes = prepared.registry.passes
     remove, share = passes["remove_channels"](plan), passes["share_vectors"]()
-    done = clock("cut", lambda _: _run(prepared, remove, prepared.analysis.model))
+    steps = [remove, *prepared.apart(plan.options.get("slow_fusions", ()))]
+    done = clock("cut", lambda _: _run(prepared, steps, prepared.analysis.model))
     proof = None
     if options.verify:  # law 3 holds for the cut itself, so before any weight is repaired
         proof = clock(
@@ -211,7 +212,7 @@ def _carried_out(
             "repair",
             lambda progress: repaired(studied, repair, done.model, decision.removed, progress),
         )
-    shared = _run(prepared, share, model.opened)
+    shared = _run(prepared, [share], model.opened)
     changes = (*done.changes, *shared.changes)
     return _Made(plan, decision, shared.model.closed, changes, repairs, proof)
 
@@ -287,8 +288,8 @@ def _verified(prepared: Prepared, result: Model, removed: Mask, options: Options
     return verify(prepared.analysis, result, removed, seed)
 
 
-def _run(prepared: Prepared, step: Pass, model: Model) -> PassResult:
-    return Pipeline((step,)).run(model, prepared.context)
+def _run(prepared: Prepared, steps: Sequence[Pass], model: Model) -> PassResult:
+    return Pipeline(tuple(steps)).run(model, prepared.context)
 
 
 def _judge(

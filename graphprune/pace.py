@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from graphprune.budget import thinned
+from graphprune.coupling import Mask
 from graphprune.cut import cut
 from graphprune.errors import LatencyGateError, TargetError, UsageError
 from graphprune.latency.device import Command, Device, OnnxRuntime
 from graphprune.latency.predict import Latency
 from graphprune.model import Model
 from graphprune.options import Options
-from graphprune.planning import Judged, decide
+from graphprune.pipeline import Pipeline
+from graphprune.planning import Judged, decide, slow_fusions
 from graphprune.prepared import Prepared
 from graphprune.repair.damage import silent
 from graphprune.runtime import random_inputs
@@ -57,7 +59,9 @@ def timed(prepared: Prepared, options: Options) -> Prepared:
     if device is not None:
         small = thinned(analysis, np.zeros(analysis.coupling.n_units), target, FITTED_AT)
         feeds = random_inputs(prepared.original, analysis.shapes, options.scoring.seed)
-        whole, ratio = device.pair(prepared.original, _without(prepared, small), feeds)
+        whole, ratio = device.pair(
+            prepared.original, _without(prepared, small, slow_fusions(target, options)), feeds
+        )
         latency.fit(whole, small, ratio)
     if path is not None and table.grown:
         keep(table, path)
@@ -86,7 +90,8 @@ def paced(
             break
         seen.add(removed.tobytes())
         predicted = latency(removed) / whole
-        ratio = latency.device.pair(prepared.original, _without(prepared, removed), feeds)[1]
+        made = _without(prepared, removed, slow_fusions(latency.target, options))
+        ratio = latency.device.pair(prepared.original, made, feeds)[1]
         if best.ratio is None or _miss(ratio, options.latency) < _miss(best.ratio, options.latency):
             note = f"latency predicted {predicted:.3f}, measured {ratio:.3f} of the original's"
             best = Paced({"latency": margin}, ratio, note)
@@ -194,7 +199,9 @@ def _keep(prepared: Prepared, latency: Latency) -> None:
         keep(latency.table, path)
 
 
-def _without(prepared: Prepared, removed: np.ndarray) -> Model:
+def _without(prepared: Prepared, removed: Mask, fusions: Sequence[str]) -> Model:
     analysis = prepared.analysis
     alive = analysis.coupling.alive(removed)
-    return cut(analysis.model, analysis.shapes, analysis.coupling, alive)[0].closed
+    small = cut(analysis.model, analysis.shapes, analysis.coupling, alive)[0]
+    steps = Pipeline(prepared.apart(fusions))
+    return steps.run(small, prepared.context).model.closed

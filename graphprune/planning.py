@@ -19,7 +19,7 @@ from graphprune.prepared import Prepared
 from graphprune.repair.damage import silent
 from graphprune.runtime import random_inputs, run_session, session
 from graphprune.study import Progress, Study, evidence
-from graphprune.targets import choose
+from graphprune.targets import Target, choose
 from graphprune.version import __version__
 
 FALLBACK = "l1"
@@ -123,6 +123,7 @@ def written(
         "target": decision.grid.name,
         "multiple": dict(decision.grid.multiple),
         "min_channels": decision.grid.minimum,
+        "slow_fusions": list(slow_fusions(decision.grid, options)),
         "protect": list(options.protect),
         "only": list(options.only),
         "units": list(options.units),
@@ -144,6 +145,11 @@ def written(
     asked = ", ".join(f"{kind} <= {share:g}" for kind, share in budgets.items())
     reason = f"lowest {options.criterion_name} scores until {asked}"
     return make_plan(prepared.analysis, decision.removed, judged.scores, document, reason)
+
+
+def slow_fusions(target: Target, options: Options) -> tuple[str, ...]:
+    """What to keep apart: what a target says of them is said of ONNX Runtime on CPUs."""
+    return target.slow_fusions if options.provider.lower() == "cpu" else ()
 
 
 def _wants_curves(options: Options, criterion: Criterion) -> bool:

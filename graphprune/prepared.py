@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from graphprune.errors import UsageError
 from graphprune.latency.predict import Latency
 from graphprune.linear import repairable
 from graphprune.model import Model, label
-from graphprune.pipeline import Context, Pipeline
+from graphprune.pipeline import Context, Pass, Pipeline
 from graphprune.plugins import Registry, collect, installed
 from graphprune.storage import load, source_bytes
 
 NO_CACHE = Cache(None)
+KEEPS_APART = {"SkipLayerNormalization": "part_norms"}  # fusion → the pass that prevents it
 REWRITES = ("positions", "weight")  # what passes say that they change where weights move
 
 
@@ -81,6 +83,10 @@ class Prepared:
             f"{len(inside)} node(s) with weights inside bodies of control flow, first "
             f"{label(inside[0])!r}: scored by weights alone and not repaired"
         ]
+
+    def apart(self, fusions: Sequence[str]) -> tuple[Pass, ...]:
+        """Passes that keep apart what ONNX Runtime would fuse into slower kernels."""
+        return tuple(self.registry.passes[KEEPS_APART[name]]() for name in fusions)
 
     def folded(self, model: Model) -> Model:
         """``model`` with BatchNormalization folded where that is exact; names stay. Bodies are in

@@ -18,7 +18,9 @@ KEYS = {"name", "description", "minimum", "multiple", "macs_per_element", "fewes
     "latency",
     "latency_command",
     "rates",
+    "slow_fusions",
 }
+SLOW_FUSIONS = {"SkipLayerNormalization"}  # that a pass can keep apart
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Target:
     latency: Mapping[str, Mapping[Counts, float]] = field(default_factory=dict)  # microseconds
     latency_command: str = ""
     rates: Mapping[str, float] = field(default_factory=dict)  # MACs per microsecond, by operator
+    slow_fusions: tuple[str, ...] = ()  # what ONNX Runtime fuses into slower kernels, kept apart
 
     def multiple_of(self, operator: str) -> int:
         return self.multiple.get(operator, self.multiple.get("default", 1))
@@ -133,6 +136,9 @@ def _parse(text: str, where: str) -> Target:
         raise UsageError(
             "multiples, minimum and fewest_steps must be whole numbers from 1 on", where
         )
+    fusions = data.get("slow_fusions", [])
+    if not isinstance(fusions, list) or not set(map(str, fusions)) <= SLOW_FUSIONS:
+        raise UsageError("unknown slow_fusions", where, f"Known: {sorted(SLOW_FUSIONS)}.")
     rates = data.get("rates", {})
     if not isinstance(rates, dict) or not all(
         type(rate) in (int, float) and rate > 0 for rate in rates.values()
@@ -150,6 +156,7 @@ def _parse(text: str, where: str) -> Target:
         fewest,
         latency=parse(data.get("latency", []), where),
         latency_command=command,
+        slow_fusions=tuple(fusions),
         rates={str(operator): float(rate) for operator, rate in rates.items()},
     )
 
@@ -162,6 +169,7 @@ def as_toml(target: Target) -> str:
         f"minimum = {target.minimum}",
         f"fewest_steps = {target.fewest_steps}",
         f"macs_per_element = {target.macs_per_element:g}",
+        f"slow_fusions = {json.dumps(list(target.slow_fusions))}",
         *(
             [f"latency_command = {json.dumps(target.latency_command)}"]
             * bool(target.latency_command)
