@@ -347,7 +347,7 @@ def test_a_symbol_has_one_size() -> None:
 
 
 def test_a_latency_budget() -> None:
-    """Plans are measured on inputs of the original; without bounds on what a noisy machine finds."""
+    """Plans are measured on inputs of the original; no bound on what a noisy machine finds."""
     result = prune(fused(), latency=0.9, allow_miss=True, threads=1, fast=True, **QUICK)
     assert result.verdict.passed
     assert result.verdict.latency is not None
