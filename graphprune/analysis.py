@@ -19,17 +19,21 @@ from graphprune.relations import Pin, Relations, Role
 from graphprune.rules import BUILTIN, Rules, relate
 from graphprune.shapes import Shape, Shapes, infer
 from graphprune.slots import Axis, SlotArray
+from graphprune.states import uncarried
 
 
 @dataclass(frozen=True)
 class Scope:
     """What the user lets the analysis touch: patterns on node and tensor names, kinds of units
-    (``coupling.UNITS``), input sizes."""
+    (``coupling.UNITS``), input sizes, states of the interface, slots that statistics are taken
+    over."""
 
     protect: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     input_shapes: Mapping[str, Shape] | None = None
     units: tuple[str, ...] = USUAL_UNITS
+    interface: bool = False
+    inexact: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,17 @@ class PinnedReason:
     macs: float
 
 
+@dataclass(frozen=True)
+class Inexact:
+    """A group of which units leave although statistics are taken over their slots, and where."""
+
+    index: int
+    group: str
+    units: int
+    reason: str
+    where: str
+
+
 def analyse(model: Model, scope: Scope | None = None, rules: Rules = BUILTIN) -> Analysis:
     """Shapes, then every node's rule, then the coupling, then the cost. Reads no large weight."""
     scope = scope or Scope()
@@ -74,6 +89,8 @@ def analyse(model: Model, scope: Scope | None = None, rules: Rules = BUILTIN) ->
         held=_protected(model, scope.protect, relations),
         allowed=_allowed(model, scope.only, relations),
         units=scope.units,
+        interface=scope.interface,
+        inexact=scope.inexact,
     )
     return Analysis(model, shapes, coupling, cost_model(model, shapes, coupling))
 
@@ -119,6 +136,7 @@ def _matching(
     """Nodes and tensors that any of the patterns names; each pattern must name something."""
     names = {label(node) for node in model.nodes} | set(model.initializers)
     names |= {output for node in model.nodes for output in node.output if output}
+    names |= {value.name for value in model.inputs}
     found: set[str] = set()
     for pattern in patterns:
         matched = {name for name in names if fnmatchcase(name, pattern)}
@@ -158,6 +176,50 @@ def pinned_reasons(analysis: Analysis) -> list[PinnedReason]:
     rows = [_reason_row(model, reason, entries) for reason, entries in table.items()]
     rows += _without_roles(analysis, macs / total)
     return sorted(rows, key=lambda row: (-row.macs, -row.channels, row.reason))
+
+
+def inexact(analysis: Analysis, removed: Mask) -> list[Inexact]:
+    """What leaves with a shift where ``removed`` does, by group."""
+    coupling = analysis.coupling
+    group_of = np.full(coupling.n_units + 1, -1)
+    for group in coupling.groups:
+        group_of[group.units[removed[group.units]]] = group.index
+    found: dict[int, list[Pin]] = {}
+    units: dict[int, set[int]] = {}
+    for pin in coupling.relations.shifts:
+        gone = np.unique(coupling.unit_of(pin.slots))
+        for index in np.unique(group_of[gone]).tolist():
+            found.setdefault(index, []).append(pin)
+            units.setdefault(index, set()).update(gone[group_of[gone] == index].tolist())
+    return [
+        Inexact(
+            index,
+            coupling.groups[index].name,
+            len(units[index]),
+            pins[0].reason,
+            _where(analysis.model, [pin.node for pin in pins]),
+        )
+        for index, pins in sorted(found.items())
+        if index >= 0
+    ]
+
+
+def allowances(analysis: Analysis) -> str:
+    """The options that would let some of what is pinned leave, as a sentence; empty where none."""
+    relations = analysis.relations
+    left = uncarried(analysis.model, analysis.shapes, relations, analysis.coupling.parameters)
+    kept = {(pin.reason, len(pin.slots)) for pin in left}
+    states = [pin for pin in relations.interface if (pin.reason, len(pin.slots)) not in kept]
+    held = {pin.reason for pin in pinned_reasons(analysis)}
+    found = [
+        f"{option} ({reasons[0]})"
+        for option, pins in (
+            ("--allow-inexact", relations.shifts),
+            ("--allow-interface-change", states),
+        )
+        if (reasons := [pin.reason for pin in pins if pin.reason in held])
+    ]
+    return f"More may leave with {' or with '.join(found)}. " if found else ""
 
 
 def _without_roles(analysis: Analysis, share: NDArray[np.float64]) -> list[PinnedReason]:

@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 
 import onnx
 
-from graphprune.analysis import pinned_reasons
+from graphprune.analysis import inexact, pinned_reasons
 from graphprune.budget import SLACK, Decision
 from graphprune.cache import Cache, beside
 from graphprune.cost import count_params
 from graphprune.coupling import USUAL_UNITS, Mask
 from graphprune.criteria import Scoring
 from graphprune.errors import AccuracyGateError, LatencyGateError, UsageError
+from graphprune.interface import reshaped
 from graphprune.memory import fitted, too_large
 from graphprune.model import Model
 from graphprune.options import Options
@@ -241,6 +242,8 @@ def apply(
         protect=tuple(given.get("protect", ())),
         only=tuple(given.get("only", ())),
         units=tuple(given.get("units", USUAL_UNITS)),
+        allow_interface_change=bool(given.get("allow_interface_change")),
+        allow_inexact=bool(given.get("allow_inexact")),
         input_shapes=shapes,
     )
     if chosen.repair == "none":
@@ -303,8 +306,14 @@ def _judge(
         verdict, pace = clock("measure", lambda _: held(prepared, made.model, verdict, options))
         pace = (found.note, *pace)
     if made.proof is not None:
-        error, rounding = made.proof.error, made.proof.rounding
-        verdict = replace(verdict, relative_error=error, passed=True, rounding=rounding)
+        proof = made.proof
+        verdict = replace(
+            verdict,
+            relative_error=proof.error,
+            passed=True,
+            rounding=proof.rounding,
+            shift=proof.shift,
+        )
     _gates(verdict, options)
     before, after = _summaries(prepared, made, verdict)
     unseen = prepared.quantised_notes if options.repair_name != "none" else []
@@ -330,6 +339,8 @@ def _judge(
         clock.seconds,
         None if studied.inputs is None else studied.inputs.source,
         made.repairs,
+        reshaped(prepared.original, made.model),
+        tuple(inexact(analysis, made.decision.removed)),
     )
 
 

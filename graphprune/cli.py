@@ -289,6 +289,8 @@ def _scope(given: dict[str, Any]) -> Any:
         tuple(given["only"]),
         dict(given["input_shape"]),
         _listed(given["units"]),
+        given["allow_interface_change"],
+        given["allow_inexact"],
     )
 
 
@@ -333,6 +335,8 @@ def _prune_options(given: dict[str, Any]) -> Options:
         "round_to",
         "min_channels",
         "allow_miss",
+        "allow_interface_change",
+        "allow_inexact",
     )
     return replace(
         _check_options(given),

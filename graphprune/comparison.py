@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from graphprune.analysis import Scope
-from graphprune.api import prepare, registry
+from graphprune.api import analyse, registry
 from graphprune.errors import UsageError
+from graphprune.interface import fitted_sizes
 from graphprune.runtime import Timing, random_inputs, session, time_interleaved
 from graphprune.shapes import Shape, infer
-from graphprune.storage import load
+from graphprune.storage import load, source_bytes
 from graphprune.validate import compare_outputs, read_inputs
 from graphprune.version import __version__
 
@@ -26,10 +27,17 @@ def compare(
     input_shapes: Mapping[str, Shape] | None = None,
     seed: int = 0,
 ) -> tuple[list[tuple[str, Any, Any]], dict[str, Any]]:
-    """Structure, costs and outputs of two models on the same inputs: rows and a document."""
+    """Structure, costs and outputs of two models on the same inputs: rows and a document.
+
+    Where ``b`` was cut from ``a`` with slots of the interface, it gets and gives what is left.
+    """
     offered = registry()
-    scope = Scope(input_shapes=input_shapes)
-    sides = [prepare(path, scope, offered) for path in (a, b)]
+    loaded = [(path, load(path)) for path in (a, b)]
+    sizes = [input_shapes or {}, fitted_sizes(loaded[1][1], input_shapes or {})]
+    sides = [
+        analyse(model, source_bytes(path, model), Scope(input_shapes=given), offered)
+        for (path, model), given in zip(loaded, sizes, strict=True)
+    ]
     first, second = sides
     signatures = [
         [(v.name, v.type.SerializeToString()) for v in (*s.original.inputs, *s.original.outputs)]
@@ -40,7 +48,8 @@ def compare(
     feeds = random_inputs(first.analysis.model, first.analysis.shapes, seed)
     if inputs is not None:
         feeds = read_inputs(inputs, first.original)
-    error = compare_outputs(session(first.original), session(second.original), feeds)
+    runners = session(first.original), session(second.original)
+    error = compare_outputs(second.original, runners, feeds)
     costs = [s.analysis.cost.of(s.analysis.nothing_removed) for s in sides]
     kinds = [Counter(node.op_type for node in side.original.nodes) for side in sides]
     rows: list[tuple[str, Any, Any]] = [

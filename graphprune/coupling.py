@@ -17,6 +17,7 @@ from graphprune.model import Model, label
 from graphprune.relations import Fold, Pin, Relations
 from graphprune.shapes import Shapes
 from graphprune.slots import Axis, SlotArray
+from graphprune.states import uncarried
 
 FLOAT_TYPES = {1, 10, 11, 16}  # float32, float16, float64, bfloat16
 UNITS = ("channels", "heads", "head-dims")  # what may leave; the user chooses among them
@@ -139,16 +140,21 @@ def couple(
     held: Sequence[Pin] = (),
     allowed: Sequence[SlotArray] | None = None,
     units: Collection[str] = USUAL_UNITS,
+    interface: bool = False,
+    inexact: bool = False,
 ) -> Coupling:
     """Merge the ties into components, settle the folds, and collect units and groups.
 
     ``held`` are further pins; with ``allowed`` only components that touch one of its slots may
-    leave. Slots whose removal would shift statistics are pinned. ``units`` are those of ``UNITS``
-    that may leave: whole heads; the same positions of every head, where whole heads do not leave;
-    all other channels.
+    leave. ``units`` are those of ``UNITS`` that may leave: whole heads; the same positions of every
+    head, where whole heads do not leave; all other channels. The interface is pinned, with
+    ``interface`` less the states that it carries; so are slots whose removal would shift
+    statistics, unless ``inexact``.
     """
     parameters = parameter_axes(model, shapes, relations)
-    pins = [*held, *relations.pins, *relations.shifts]
+    pins = [*held, *relations.pins]
+    pins += uncarried(model, shapes, relations, parameters) if interface else relations.interface
+    pins += [] if inexact else relations.shifts
     ties = [(tie.a, tie.b) for tie in relations.ties]
     labels, pinned = _merge(ties, pins, relations.total)
     heads = _heads(relations, labels, pinned)
@@ -278,15 +284,19 @@ def _settle_folds(
 
     Parts tied to each other across folds decide together (a channel shuffle splits and merges the
     same two axes). Heads come first, then what heads are made of; among them what stands in most
-    folds (of grouped queries KV heads, not the query heads in a group). Then comes the part with
-    most free slots, then the outermost.
+    folds (of grouped queries KV heads, not the query heads in a group). Then comes what no
+    statistics are taken over, then the part with most free slots, then the outermost.
     """
     places: dict[int, list[tuple[int, int]]] = {}  # class of a part → (fold, part) where it stands
-    found: dict[int, tuple[int, int, int]] = {}  # class of a part → head, made of heads, free
+    found: dict[int, tuple[int, int, int, int]] = {}  # class → head, made of heads, exact, free
     classes = _part_classes(relations, labels)
+    shifted = np.zeros(len(pinned), dtype=bool)
+    for pin in relations.shifts:
+        shifted[labels[pin.slots]] = True
     for f, fold in enumerate(relations.folds):
         for p, part in enumerate(fold.parts):
-            free = int((~pinned[labels[part]]).sum())
+            loose = labels[part][~pinned[labels[part]]]
+            free = len(loose)
             if free == 0:
                 continue
             kind = classes[f][p]
@@ -294,12 +304,13 @@ def _settle_folds(
             is_head = int(not heads.counted.isdisjoint(components))
             in_head = int(not heads.within.isdisjoint(components))
             places.setdefault(kind, []).append((f, p))
-            found.setdefault(kind, (is_head, in_head, free))
+            exact = int(not shifted[loose].any())
+            found.setdefault(kind, (is_head, in_head, exact, free))
 
-    def rank(kind: int) -> tuple[int, int, int, int]:
-        is_head, in_head, free = found[kind]
+    def rank(kind: int) -> tuple[int, int, int, int, int]:
+        is_head, in_head, exact, free = found[kind]
         reach = len(places[kind]) if is_head or in_head else 0
-        return -is_head, -in_head, -reach, -free
+        return -is_head, -in_head, -reach, -exact, -free
 
     carrier: dict[int, int] = {}
     for kind in sorted(places, key=rank):

@@ -12,6 +12,7 @@ from onnx import helper
 
 from graphprune import external
 from graphprune.coupling import Coupling, Mask
+from graphprune.interface import narrowed, reshaped
 from graphprune.model import Array, Model, label, set_initializer
 from graphprune.pipeline import Change
 from graphprune.relations import Count, Default
@@ -107,7 +108,23 @@ def cut(
     ]
     new = [set_initializer(name, value) for name, value in edit.constants.items()]
     info = _value_info(model, coupling, alive)
-    return model.with_graph(order, [*initializers, *new], info), tuple(edit.changes)
+    result = narrowed(model.with_graph(order, [*initializers, *new], info), _kept(edit, coupling))
+    for ends in reshaped(model, result):
+        sizes = str(list(ends.before)), str(list(ends.after))
+        edit.changes.append(Change(PASS, ends.name, f"{ends.side} shape", *sizes, "planned"))
+    return result, tuple(edit.changes)
+
+
+def _kept(edit: _Edit, coupling: Coupling) -> dict[str, dict[int, Mask]]:
+    """Axes of graph inputs and outputs that lose slots, and which of these stay."""
+    slots = coupling.relations.slots.tensors
+    names = [value.name for value in (*edit.model.inputs, *edit.model.outputs)]
+    ends = {
+        name: {a.index: edit.alive[a.slots] for a in slots[name] if not edit.alive[a.slots].all()}
+        for name in names
+        if name in slots
+    }
+    return {name: axes for name, axes in ends.items() if axes}
 
 
 def _slice_initializers(

@@ -8,7 +8,7 @@ from itertools import groupby
 
 import numpy as np
 
-from graphprune.analysis import Analysis
+from graphprune.analysis import Analysis, inexact
 from graphprune.coupling import Group, describe
 from graphprune.errors import UsageError
 from graphprune.model import label
@@ -72,6 +72,7 @@ def _explain_axis(analysis: Analysis, axis: Axis, index: int | None) -> str:
         for group in groups:
             mine = set(free.tolist()) & set(group.units.tolist())
             lines.append(f"{name} is in {group}: {len(mine)} unit(s) of it")
+            lines += _shifts(analysis, mine)
             lines += _ties(analysis, axis, group, mine if index is not None else set())
     stuck = slots[units < 0]
     seen: set[int] = set()
@@ -85,6 +86,13 @@ def _explain_axis(analysis: Analysis, axis: Axis, index: int | None) -> str:
             lines.append(f"  ({len(stuck)} slots of this axis stay)")
             break
     return "\n".join(lines) or f"{name}: no parameter lies along this axis, so nothing to remove"
+
+
+def _shifts(analysis: Analysis, units: set[int]) -> list[str]:
+    """What takes statistics over them, where that was allowed."""
+    removed = analysis.nothing_removed
+    removed[sorted(units)] = True
+    return [f"  inexact: {e.reason} ({e.where})" for e in inexact(analysis, removed)]
 
 
 def _ties(analysis: Analysis, axis: Axis, group: Group, units: set[int]) -> list[str]:

@@ -48,6 +48,19 @@ scope_options = _options(
         "leave; channels: all else.",
     ),
     click.option("--input-shape", multiple=True, type=Shape(), help="Sizes for symbolic inputs."),
+    click.option(
+        "--allow-interface-change",
+        is_flag=True,
+        help="Let states among the graph's inputs and outputs lose slots: KV caches, recurrent "
+        "states. These are inputs of what weights of the model otherwise make, and outputs tied to "
+        "such; the first input and the first output never change, nor what is tied to them.",
+    ),
+    click.option(
+        "--allow-inexact",
+        is_flag=True,
+        help="Let slots leave that a normalisation or the like takes statistics over, such as the "
+        "width of a transformer: removing them is not the same as zeroing them.",
+    ),
 )
 run_options = _options(
     click.option(

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from graphprune.interface import fitted
 from graphprune.model import Model, captured
 from graphprune.runtime import Feeds, run_session, session
 
@@ -45,7 +46,8 @@ class Chunks(Sequence[Value]):
 class Frontier:
     """One model's activations, chunk by chunk, for each tensor still needed.
 
-    Beyond ``memory`` bytes, arrays are written to a temporary folder and read from there.
+    ``feeds`` may be those of the model that this one was cut from. Beyond ``memory`` bytes, arrays
+    are written to a temporary folder and read from there.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class Frontier:
         self._files = 0
         self.held = {value.name: Chunks() for value in model.inputs}
         for index in range(self.chunks):
-            feed = feeds[index]
+            feed = fitted(model, feeds[index])
             for name, chunks in self.held.items():
                 chunks.values.append(self._stored(np.asarray(feed[name])))
 

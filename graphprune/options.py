@@ -50,6 +50,8 @@ class Options:
     units: tuple[str, ...] = USUAL_UNITS
     input_shapes: Mapping[str, Shape] | None = None
     allow_miss: bool = False
+    allow_interface_change: bool = False
+    allow_inexact: bool = False
     verify: bool = True
     measure: bool = True
     rounds: int = 21
@@ -156,4 +158,11 @@ class Options:
 
     @property
     def scope(self) -> Scope:
-        return Scope(self.protect, self.only, self.input_shapes, self.units)
+        return Scope(
+            self.protect,
+            self.only,
+            self.input_shapes,
+            self.units,
+            self.allow_interface_change,
+            self.allow_inexact,
+        )

@@ -1,4 +1,7 @@
-"""Law 3: a cut model must equal the original whose consumers read zeros where slots left."""
+"""Law 3: a cut model must equal the original whose consumers read zeros where slots left.
+
+Where slots left that statistics are taken over, these are taken over the survivors there too.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,18 @@ from graphprune.masking import Masks
 from graphprune.model import Array, Model, set_initializer
 from graphprune.runtime import Feeds, opened
 from graphprune.shapes import Shapes
+from graphprune.survivors import Survivors, shifted_nodes
 
 Open = Callable[[Model], Callable[[Feeds], list[Array]]]
 
 
-def zeroed(model: Model, shapes: Shapes, coupling: Coupling, alive: Mask) -> Model:
+def zeroed(
+    model: Model, shapes: Shapes, coupling: Coupling, alive: Mask, statistics: bool = True
+) -> Model:
     """The original with a zero mask on every contraction that loses slots; its shapes stay.
 
     Only contractions are masked: whatever reaches them at a slot that left no longer matters.
+    Nodes that take ``statistics`` over slots of which some left get the survivors.
     """
     masks = Masks(model, shapes, coupling.relations)
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.nodes]
@@ -38,9 +45,18 @@ def zeroed(model: Model, shapes: Shapes, coupling: Coupling, alive: Mask) -> Mod
         masked, new = masks.apply(name, contraction, kept)
         node.input[contraction.input] = masked
         inserted.setdefault(contraction.node, []).extend(new)
-    order = [n for i, node in enumerate(nodes) for n in (*inserted.get(i, ()), node)]
-    tensors = [*model.initializers.values(), *masks.tensors.values()]
-    return model.with_graph(order, tensors)
+    survivors = Survivors(coupling.relations, alive)
+    appended: dict[int, list[onnx.NodeProto]] = {}
+    for i in shifted_nodes(coupling.relations, alive) if statistics else ():
+        before, appended[i] = survivors.apply(i, model.nodes[i], nodes[i])
+        inserted.setdefault(i, []).extend(before)
+    order = [
+        n
+        for i, node in enumerate(nodes)
+        for n in (*inserted.get(i, ()), node, *appended.get(i, ()))
+    ]
+    made = (*masks.tensors.values(), *survivors.tensors.values())
+    return model.with_graph(order, [*model.initializers.values(), *made])
 
 
 def sliced(tensors: Mapping[str, Array], coupling: Coupling, alive: Mask) -> dict[str, Array]:
@@ -127,6 +143,7 @@ def law_errors(
     open_model: Open = opened,
     must_be_finite: bool = False,
     taken: frozenset[str] = frozenset(),
+    statistics: bool = True,
 ) -> list[float]:
     """``law_error`` for several sets of inputs, with one session each for the two models.
 
@@ -134,12 +151,14 @@ def law_errors(
     those give no number. With
     ``must_be_finite`` outputs that are all NaN or infinite, which prove nothing, are an error.
     ``taken`` are tokens of bodies that both models are forced to run, at those sizes that they can.
+    ``statistics`` over slots of which some left are taken over the survivors in both models.
     """
     fills = random_fills(model, shapes)
     taps = before_last_activation(model, shapes)
     names = [*(value.name for value in model.outputs), *taps.values()]
     floors = [1.0 if name in taps else 1e-30 for name in names]
-    masked = forced(filled(zeroed(model, shapes, coupling, alive), fills), taken)
+    zero = zeroed(model, shapes, coupling, alive, statistics)
+    masked = forced(filled(zero, fills), taken)
     smaller = forced(filled(cut, sliced(fills, coupling, alive)), taken)
     original = open_model(with_outputs(masked, list(taps.values()), shapes))
     result = open_model(with_outputs(smaller, list(taps.values()), shapes))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from graphprune.analysis import Analysis, pinned_reasons
+from graphprune.analysis import Analysis, allowances, pinned_reasons
 from graphprune.budget import Decision, allocate
 from graphprune.criteria import Criterion, Scores, Scoring, score
 from graphprune.criteria.evidence import Evidence
@@ -127,6 +127,8 @@ def written(
         "protect": list(options.protect),
         "only": list(options.only),
         "units": list(options.units),
+        "allow_interface_change": options.allow_interface_change,
+        "allow_inexact": options.allow_inexact,
         "input_shapes": {k: list(v) for k, v in (options.input_shapes or {}).items()},
         "repair": options.repair_name,
         "calibration": None,
@@ -178,7 +180,8 @@ def _held(analysis: Analysis) -> str:
         f"{pin.macs:6.1%} of the MACs: {pin.reason}{place}\n  "
         for pin, place in zip(found, places, strict=True)
     ]
-    return "".join(["What stays, and why:\n  ", *lines]) if lines else ""
+    listed = "".join(["What stays, and why:\n  ", *lines]) if lines else ""
+    return listed + allowances(analysis)
 
 
 def _absent(kind: str, prepared: Prepared) -> GraphPruneError:
@@ -199,4 +202,5 @@ def _explained(error: NothingPrunableError, prepared: Prepared) -> NothingPrunab
     run_session(runner, random_inputs(prepared.original, analysis.shapes))
     reasons = [f"{pin.reason} ({pin.macs:.0%})" for pin in pinned_reasons(analysis)[:3]]
     unknown = prepared.unknown_notes[:3]
-    return NothingPrunableError(error.what, "; ".join([*unknown, *reasons]), error.hint)
+    hint = allowances(analysis) + error.hint
+    return NothingPrunableError(error.what, "; ".join([*unknown, *reasons]), hint)

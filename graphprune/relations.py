@@ -120,6 +120,7 @@ class Relations:
     contractions: list[Contraction] = field(default_factory=list)
     shifts: list[Pin] = field(default_factory=list)
     pins: list[Pin] = field(default_factory=list)
+    interface: list[Pin] = field(default_factory=list)  # graph inputs and outputs
     macs: list[Macs] = field(default_factory=list)
     roles: list[tuple[SlotArray, Role]] = field(default_factory=list)
     heads: list[SlotArray] = field(default_factory=list)

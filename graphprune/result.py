@@ -8,7 +8,8 @@ from functools import cached_property
 
 import onnx
 
-from graphprune.analysis import PinnedReason
+from graphprune.analysis import Inexact, PinnedReason
+from graphprune.interface import Reshaped
 from graphprune.model import Model
 from graphprune.pipeline import Change
 from graphprune.plan import Plan
@@ -43,6 +44,8 @@ class Result:
     seconds: Mapping[str, float]
     calibration: str | None = None  # what the calibration inputs were
     repairs: tuple[Repaired, ...] = ()
+    interface: tuple[Reshaped, ...] = ()  # graph inputs and outputs that lost slots
+    inexact: tuple[Inexact, ...] = ()  # groups that lost units under statistics
 
     @cached_property
     def model(self) -> onnx.ModelProto:

@@ -6,7 +6,7 @@ repair has not seen (after EagleEye, arXiv 2007.02491).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +15,7 @@ from graphprune.calibrate.samples import split
 from graphprune.cut import cut
 from graphprune.distortion import distortion, relative_error
 from graphprune.errors import TargetError, UsageError
+from graphprune.interface import fitted
 from graphprune.model import Array, Model
 from graphprune.options import Options
 from graphprune.planning import Judged, decide
@@ -47,7 +48,7 @@ def best_weights(
 
     def found(factors: Mapping[int, float]) -> float:
         model = _candidate(part, judged, options, share, factors)
-        pairs = zip(reference, _outputs(model, held), strict=True)
+        pairs = _pairs(reference, model, held)
         return float(np.mean([distortion(a, b) for a, b in pairs]))
 
     best: Mapping[int, float] = dict.fromkeys(sorted(judged.evidence), 1.0)
@@ -85,7 +86,7 @@ def smallest_within(
         reference = _outputs(studied.original, held)
 
         def drop(model: Model) -> float:
-            pairs = zip(reference, _outputs(model, held), strict=True)
+            pairs = _pairs(reference, model, held)
             return float(np.mean([relative_error(a, b) for a, b in pairs]))
 
     lowest, highest = LEAST_SHARE, 1.0
@@ -135,4 +136,13 @@ def _candidate(
 
 def _outputs(model: Model, feeds: Sequence[Feeds]) -> list[list[Array]]:
     runner = session(model)
-    return [run_session(runner, feed) for feed in feeds]
+    return [run_session(runner, fitted(model, feed)) for feed in feeds]
+
+
+def _pairs(
+    reference: Sequence[list[Array]], model: Model, feeds: Sequence[Feeds]
+) -> Iterator[tuple[list[Array], list[Array]]]:
+    """The original's outputs, as far as the model still has them, and the model's own."""
+    names = [value.name for value in model.outputs]
+    for expected, actual in zip(reference, _outputs(model, feeds), strict=True):
+        yield list(fitted(model, dict(zip(names, expected, strict=True))).values()), actual

@@ -58,7 +58,10 @@ class Shapes:
 
 
 def infer(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Shapes:
-    """Shapes of all tensors, symbolic dimensions as given, else the smallest size that works."""
+    """Shapes of all tensors, symbolic dimensions as given, else the smallest size that works.
+
+    A symbol of an input that is given has that size everywhere; sums of symbols are such.
+    """
     given = dict(input_shapes or {})
     _check_given(model, given)
     symbolic = {
@@ -66,11 +69,17 @@ def infer(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Shap
         for value in model.inputs
         if (dims := declared(value)) is not None
     }
-    open_names = [name for name, axes in symbolic.items() if axes and name not in given]
+    known = _symbols(model, given)
+    open_names = [
+        value.name
+        for value in model.inputs
+        if value.name not in given
+        and any(axis_names(value)[axis] not in known for axis in symbolic.get(value.name, ()))
+    ]
     batch = batch_names(model)
     last: Shapes | None = None
     for size in TRIED_SIZES if open_names else (1,):
-        inputs = {value.name: _concrete(value, given, size, batch) for value in model.inputs}
+        inputs = {value.name: _concrete(value, given, known, size, batch) for value in model.inputs}
         shapes = _walk(model, inputs)
         if last is None or _unknown(shapes) < _unknown(last):
             last = shapes
@@ -128,8 +137,22 @@ def axis_names(value: onnx.ValueInfoProto) -> list[str]:
     return [dim.dim_param for dim in value.type.tensor_type.shape.dim]
 
 
+def _symbols(model: Model, given: Mapping[str, Shape]) -> dict[str, int]:
+    """Sizes of the symbols that inputs of given shapes declare."""
+    return {
+        name: size
+        for value in model.inputs
+        for name, size in zip(axis_names(value), given.get(value.name, ()), strict=False)
+        if name
+    }
+
+
 def _concrete(
-    value: onnx.ValueInfoProto, given: Mapping[str, Shape], size: int, batch: Set[str]
+    value: onnx.ValueInfoProto,
+    given: Mapping[str, Shape],
+    known: Mapping[str, int],
+    size: int,
+    batch: Set[str],
 ) -> Shape:
     """The first symbolic axis is the batch (1), as are those of its name; others get ``size``."""
     if value.name in given:
@@ -143,8 +166,17 @@ def _concrete(
         )
     names = axis_names(value)
     single = batch - {name for name in names[:1] if name in names[1:]}  # one for all says nothing
+
+    def sized(axis: int, name: str) -> int:
+        if name in known:
+            return known[name]
+        if "+" in name:  # such as the past and what is new
+            terms = [term.strip() for term in name.split("+")]
+            return sum(int(term) if term.isdigit() else sized(-1, term) for term in terms)
+        return 1 if axis == 0 or name in single else size
+
     shape = tuple(
-        d if d is not None else 1 if axis == 0 or name in single else size
+        sized(axis, name) if d is None else d
         for axis, (d, name) in enumerate(zip(dims, names, strict=True))
     )
     if _size(shape) > LARGEST_INPUT:

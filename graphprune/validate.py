@@ -18,6 +18,7 @@ from graphprune.analysis import Analysis
 from graphprune.branches import Branches, rewritten_branches
 from graphprune.coupling import Mask
 from graphprune.errors import ModelError, UsageError, VerificationError
+from graphprune.interface import fitted
 from graphprune.model import Array, Model
 from graphprune.oracle import Open, law_errors, relative_error
 from graphprune.runtime import (
@@ -30,6 +31,7 @@ from graphprune.runtime import (
     time_interleaved,
 )
 from graphprune.shapes import Shape, Shapes, declared
+from graphprune.survivors import bound_to_sizes, shifted_nodes
 from graphprune.unrounded import rounds, unrounded
 
 TOLERANCE = 1e-4  # relative, float32; measured noise of real models is around 1e-6
@@ -37,6 +39,7 @@ LOW_PRECISION_TOLERANCE = 2e-2  # float16 and bfloat16 models
 LARGER = 32  # a second size for symbolic axes, where the first was small
 DAMAGED = (zipfile.BadZipFile, zlib.error)
 Scorer = Callable[[Model, int, str], float]  # model, threads, provider → more is better
+Run = Callable[[Feeds], list[Array]]
 CHUNK = 64  # labelled samples per run where the batch is free
 
 
@@ -47,6 +50,7 @@ class Verdict:
     relative_error: float | None = None
     passed: bool | None = None
     rounding: float | None = None  # the error with rounding, where it was proved without
+    shift: float | None = None  # the error where the original takes its statistics over all slots
     output_difference: float | None = None
     latency: tuple[float, float] | None = None
     latency_ratio: tuple[float, float, float] | None = None  # median and quartiles
@@ -60,23 +64,30 @@ class Verdict:
 
     @property
     def remark(self) -> str:
-        """Why the proof left rounding out, where it did."""
-        if self.rounding is None:
-            return ""
-        return f" without rounding to integers, whose steps make {self.rounding:.1e} of it"
+        """What the proof left out, and how much that is."""
+        text = ""
+        if self.rounding is not None:
+            text += f" without rounding to integers, whose steps make {self.rounding:.1e} of it"
+        if self.shift is not None:
+            text += f"; inexact: statistics over what is left move the outputs by {self.shift:.1e}"
+        return text
 
 
 @dataclass(frozen=True)
 class Proof:
     """The relative error of law 3; ``rounding`` is that with rounding, where it had to be left out:
-    a quantiser of activations can turn the noise of another order of sums into a whole step."""
+    a quantiser of activations can turn the noise of another order of sums into a whole step.
+    ``shift`` is that with the original's own statistics, where slots left that these are taken
+    over: not noise, but what such a removal does beyond zeroing."""
 
     error: float
     rounding: float | None = None
+    shift: float | None = None
 
 
 def verify(analysis: Analysis, result: Model, removed: Mask, seed: int = 0) -> Proof:
-    """Law 3 on random inputs; where sizes are symbolic also at others that the original takes.
+    """Law 3 on random inputs; where sizes are symbolic also at others that the original takes,
+    unless statistics are taken over an axis that has its survivors elsewhere then.
     Bodies of control flow that the cut rewrites, and random inputs might pass by, are made to run.
 
     A quantised model that fails is compared again without rounding, and has to hold the same limit.
@@ -84,7 +95,8 @@ def verify(analysis: Analysis, result: Model, removed: Mask, seed: int = 0) -> P
     """
     alive = analysis.coupling.alive(removed)
     shapes = analysis.shapes
-    sizes = [shapes.inputs, *other_sizes(shapes)]
+    others = [] if bound_to_sizes(analysis.relations, alive) else other_sizes(shapes)
+    sizes = [shapes.inputs, *others]
     several = [random_inputs(analysis.model, replace(shapes, inputs=s), seed) for s in sizes]
     models = analysis.model, result, shapes, analysis.coupling, alive, several
     branches = rewritten_branches(analysis.model, shapes, analysis.coupling, alive)
@@ -105,7 +117,10 @@ def verify(analysis: Analysis, result: Model, removed: Mask, seed: int = 0) -> P
             hint="Nothing was written. This is a defect of graphprune: please report the model's "
             "structure (`graphprune inspect MODEL --json`); --protect PATTERN may work around it.",
         )
-    return Proof(error, rounding)
+    shift = None
+    if shifted_nodes(analysis.relations, alive):
+        shift = law_errors(*models[:-1], several[:1], statistics=False)[0]
+    return Proof(error, rounding, shift)
 
 
 def _without_rounding(worst: Callable[[Open], float], error: float) -> float:
@@ -128,6 +143,8 @@ def _forced_errors(
     for each body alone. It must run at some of the sizes tried, and the result wherever it does."""
     model, shapes = analysis.model, analysis.shapes
     sizes = [shapes.inputs, *other_sizes(shapes), *_smaller_sizes(shapes)]
+    if bound_to_sizes(analysis.relations, alive):
+        sizes = sizes[:1]
     several = [random_inputs(model, replace(shapes, inputs=s), seed) for s in sizes]
 
     def error_of(taken: frozenset[str]) -> float | None:
@@ -209,9 +226,18 @@ def tolerance(analysis: Analysis) -> float:
     return LOW_PRECISION_TOLERANCE if low else TOLERANCE
 
 
-def compare_outputs(original: Any, result: Any, feeds: Feeds) -> float:
-    """Largest difference of any output over the largest magnitude of the original's."""
-    return relative_error(run_session(original, feeds), run_session(result, feeds))
+def compare_outputs(result: Model, runners: tuple[Any, Any], feeds: Feeds) -> float:
+    """Largest difference of any output over the largest magnitude of the original's.
+
+    ``runners`` are sessions of the original, which ``feeds`` are for, and of ``result``.
+    """
+    expected, actual = (
+        run_session(runners[0], feeds),
+        run_session(runners[1], fitted(result, feeds)),
+    )
+    names = [value.name for value in result.outputs]
+    wanted = fitted(result, dict(zip(names, expected, strict=True)))
+    return relative_error([wanted[name] for name in names], actual)
 
 
 def measure(
@@ -228,10 +254,10 @@ def measure(
     """Output difference on random inputs, interleaved latency, and ``scorer``'s accuracy."""
     runners = (session(original, threads, provider), session(result, threads, provider))
     feeds = random_inputs(original, shapes, seed)
-    difference = compare_outputs(runners[0], runners[1], feeds)
+    difference = compare_outputs(result, runners, feeds)
     latency, ratio = None, None
     if rounds:
-        timing = time_interleaved(runners, [feeds, feeds], rounds)
+        timing = time_interleaved(runners, [feeds, fitted(result, feeds)], rounds)
         before, after = timing.median
         latency, ratio = (float(before), float(after)), timing.ratio(1)
     scores = None
@@ -291,12 +317,18 @@ def scorer_of(given: str | Path, original: Model) -> Scorer:
     if colon and name.isidentifier() and not Path(given).exists():
         score = _imported(module, name)
         return lambda model, threads, provider: _called(
-            score, str(given), session(model, threads, provider)
+            score, str(given), running(model, threads, provider)
         )
     labelled = read_labelled(Path(given), original)
     return lambda model, threads, provider: accuracy(
-        original, session(model, threads, provider), labelled
+        original, running(model, threads, provider), labelled
     )
+
+
+def running(model: Model, threads: int, provider: str) -> Run:
+    """The model as a function, of feeds that may be those of the model it was cut from."""
+    runner = session(model, threads, provider)
+    return lambda feeds: run_session(runner, fitted(model, feeds))
 
 
 def _imported(module: str, name: str) -> Callable[..., object]:
@@ -313,8 +345,8 @@ def _imported(module: str, name: str) -> Callable[..., object]:
     return found  # type: ignore[no-any-return]
 
 
-def _called(score: Callable[..., object], given: str, runner: Any) -> float:
-    value = score(lambda feeds: run_session(runner, feeds))
+def _called(score: Callable[..., object], given: str, run: Run) -> float:
+    value = score(run)
     if not isinstance(value, int | float | np.number):
         raise UsageError(f"the score is no number but {value!r}", f"--eval {given}")
     return float(value)
@@ -331,8 +363,8 @@ def read_labelled(path: Path, model: Model) -> dict[str, Array]:
     return data
 
 
-def accuracy(model: Model, runner: Any, labelled: Mapping[str, Array]) -> float:
-    """Top-1 of the first output over its last axis, in [0, 1]."""
+def accuracy(model: Model, run: Run, labelled: Mapping[str, Array]) -> float:
+    """Top-1 of the first output over its last axis, in [0, 1]; ``labelled`` is for ``model``."""
     labels = labelled["labels"].reshape(-1)
     batch = _batch(model)
     hits = 0
@@ -342,7 +374,7 @@ def accuracy(model: Model, runner: Any, labelled: Mapping[str, Array]) -> float:
             chunk = labelled[value.name][start : start + batch]
             short = batch - len(chunk) if declared_batch(model) else 0
             feeds[value.name] = np.concatenate([chunk, chunk[:1].repeat(short, axis=0)])
-        answer = run_session(runner, feeds)[0]
+        answer = run(feeds)[0]
         truth = labels[start : start + batch]
         guess = answer.reshape(len(answer), -1, answer.shape[-1]).argmax(-1)[: len(truth), -1]
         hits += int((guess == truth).sum())

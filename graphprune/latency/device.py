@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 
 from graphprune.errors import UsageError
+from graphprune.interface import fitted
 from graphprune.latency.micro import NARROW, NEAR, Micro
 from graphprune.model import Model
 from graphprune.profiling import Kernel, kernels
@@ -43,7 +44,7 @@ class Device(Protocol):
         """Microseconds of a piece. Raises ``ModelError`` where it does not run alone."""
 
     def pair(self, first: Model, second: Model, feeds: Feeds) -> tuple[float, float]:
-        """Milliseconds of the first model, and of the second over those."""
+        """Milliseconds of the first model, and of the second, perhaps cut from it, over those."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class OnnxRuntime:
 
     def pair(self, first: Model, second: Model, feeds: Feeds) -> tuple[float, float]:
         runners = [session(model, self.threads, self.provider) for model in (first, second)]
-        timing = time_interleaved(runners, [feeds, feeds], ROUNDS, PAIR_S)
+        timing = time_interleaved(runners, [feeds, fitted(second, feeds)], ROUNDS, PAIR_S)
         return float(timing.median[0]), timing.ratio(1)[0]
 
 
@@ -73,6 +74,14 @@ def _stands_in(kernel: Kernel) -> bool:
     """Stand-ins, and the reorder after the last of them, whose result nothing else resembles."""
     last = kernel.operator.startswith(REORDER) and kernel.output[1:] == (NARROW, 1, 1)
     return last or NEAR in kernel.name
+
+
+def _described(feeds: Feeds) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"shape": list(value.shape), "dtype": str(value.dtype)}
+        for name, value in feeds.items()
+        if isinstance(value, np.ndarray)
+    }
 
 
 def _cpu() -> str:
@@ -108,16 +117,13 @@ class Command:
         return before, after / max(before, 1e-9)
 
     def _ask(self, models: Sequence[Model | onnx.ModelProto], feeds: Feeds) -> list[float]:
-        inputs = {
-            name: {"shape": list(value.shape), "dtype": str(value.dtype)}
-            for name, value in feeds.items()
-            if isinstance(value, np.ndarray)
-        }
+        loaded = [model if isinstance(model, Model) else load(model) for model in models]
         with tempfile.TemporaryDirectory() as folder:
-            paths = [Path(folder) / f"model_{i}.onnx" for i in range(len(models))]
-            for model, path in zip(models, paths, strict=True):
-                save(model if isinstance(model, Model) else load(model), path)
-            asked = [{"path": str(path), "inputs": inputs} for path in paths]
+            asked = []
+            for i, model in enumerate(loaded):
+                path = Path(folder) / f"model_{i}.onnx"
+                save(model, path)
+                asked.append({"path": str(path), "inputs": _described(fitted(model, feeds))})
             said = self._run(json.dumps({"protocol": PROTOCOL, "models": asked}))
         times = said.get("milliseconds") if isinstance(said, dict) else None
         if (

@@ -12,6 +12,7 @@ import onnx
 
 from graphprune.calibrate.samples import HELD_OUT
 from graphprune.frontier import Frontier
+from graphprune.interface import reshaped
 from graphprune.least_squares import best_ridge, error, solved
 from graphprune.linear import (
     RECURRENT,
@@ -101,12 +102,13 @@ def with_biases(model: Model) -> Model:
 
 
 def dirty_tensors(original: Model, pruned: Model) -> set[str]:
-    """Tensors of ``pruned`` that a weight of another shape reaches."""
+    """Tensors of ``pruned`` that a weight or a graph input of another shape reaches."""
     changed = {
         name
         for name, tensor in pruned.initializers.items()
         if name in original.initializers and original.initializers[name].dims != tensor.dims
     }
+    changed.update(ends.name for ends in reshaped(original, pruned) if ends.side == "input")
     for node in pruned.nodes:
         if changed.intersection(node.input) or changed & captured(node):
             changed.update(name for name in node.output if name)

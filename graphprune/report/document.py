@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphprune.analysis import Analysis, pinned_reasons
+from graphprune.analysis import Analysis, inexact, pinned_reasons
 from graphprune.coupling import Group
 from graphprune.runtime import Timing
 from graphprune.version import __version__
@@ -49,11 +49,14 @@ def result_document(result: Result, model: str | Path, output: str | Path | None
             "passed": verdict.passed,
             "relative_error": verdict.relative_error,
             "relative_error_with_rounding": verdict.rounding,
+            "relative_error_with_all_statistics": verdict.shift,
         },
         "output_difference": verdict.output_difference,
         "latency_quartiles": verdict.latency_ratio and list(verdict.latency_ratio[1:]),
         "pinned": [asdict(pin) for pin in result.pinned],
         "prunable": result.prunable,
+        "interface": [asdict(ends) for ends in result.interface],
+        "inexact": [asdict(group) for group in result.inexact],
         "calibration": result.plan.options.get("calibration"),
         "repairs": [asdict(repaired) for repaired in result.repairs],
         "notes": list(result.notes),
@@ -65,6 +68,7 @@ def result_document(result: Result, model: str | Path, output: str | Path | None
 
 def inspection_document(analysis: Analysis, model: str | Path, file_bytes: int) -> dict[str, Any]:
     costs = analysis.cost.of(analysis.nothing_removed)
+    shifting = {group.index for group in inexact(analysis, ~analysis.nothing_removed)}
     return {
         "schema": "graphprune.inspect/1",
         "graphprune": __version__,
@@ -75,7 +79,7 @@ def inspection_document(analysis: Analysis, model: str | Path, file_bytes: int) 
         "bytes": file_bytes,
         "prunable_macs_share": analysis.cost.in_reach("macs"),
         "units": analysis.coupling.n_units,
-        "groups": [_group(group, analysis) for group in analysis.coupling.groups],
+        "groups": [_group(group, analysis, shifting) for group in analysis.coupling.groups],
         "pinned": [asdict(pin) for pin in pinned_reasons(analysis)],
         "unknown_operators": analysis.relations.unknown,
         "notes": list(analysis.shapes.notes),
@@ -102,11 +106,12 @@ def timing_document(names: list[str], timing: Timing) -> dict[str, Any]:
     }
 
 
-def _group(group: Group, analysis: Analysis) -> dict[str, Any]:
+def _group(group: Group, analysis: Analysis, shifting: set[int]) -> dict[str, Any]:
     return {
         "index": group.index,
         "name": group.name,
         "units": len(group),
+        "inexact": group.index in shifting,
         "macs": analysis.cost.macs_touched(group.units),
         "axes": [{"tensor": tensor, "axis": axis} for tensor, axis in group.signature],
     }

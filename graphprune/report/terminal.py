@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from graphprune.analysis import Analysis, PinnedReason, pinned_reasons
+from graphprune.analysis import Analysis, PinnedReason, inexact, pinned_reasons
 from graphprune.runtime import Timing
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LARGEST_PINS = 10
 LARGEST_GROUPS = 40
+LARGEST_INTERFACE = 4
 
 
 def as_text(result: Result, width: int = 100) -> str:
@@ -65,7 +66,7 @@ def result_table(result: Result) -> RenderableType:
     lines: list[RenderableType] = [table]
     if result.pinned:
         lines.append(pins_table(result.pinned))
-    lines += [Text(line) for line in _repair_lines(result)]
+    lines += [Text(line) for line in (*_repair_lines(result), *_beyond_zeroing(result))]
     lines += [Text(f"note: {note}") for note in result.notes]
     lines.append(Text(f"seconds: {seconds}", style="dim"))
     return Group(*lines)
@@ -84,6 +85,25 @@ def _repair_lines(result: Result) -> list[str]:
             errors = f"; median error of an operator's output {before:.2g} -> {after:.2g}"
         how = result.plan.options["repair"]
         lines.append(f"repaired ({how}): {len(result.repairs)} operators{errors}")
+    return lines
+
+
+def _beyond_zeroing(result: Result) -> list[str]:
+    """What was allowed and has happened: a line each."""
+    lines = []
+    if result.interface:
+        shown = [str(ends) for ends in result.interface[:LARGEST_INTERFACE]]
+        more = len(result.interface) - len(shown)
+        shown += [f"and {more} more (all with --json)"] if more > 0 else []
+        lines.append(f"interface changed: {'; '.join(shown)}")
+    if result.inexact:
+        units = sum(entry.units for entry in result.inexact)
+        kinds = dict.fromkeys(f"{entry.reason} ({entry.where})" for entry in result.inexact)
+        some = [
+            *list(kinds)[:LARGEST_INTERFACE],
+            *(["…"] if len(kinds) > LARGEST_INTERFACE else []),
+        ]
+        lines.append(f"inexact: {units} units of {len(result.inexact)} groups: {'; '.join(some)}")
     return lines
 
 
@@ -112,9 +132,11 @@ def inspection(analysis: Analysis) -> RenderableType:
     table = Table(title="groups", title_style="bold", header_style="bold")
     for name in ("#", "first axis", "units", "weights", "MACs touched"):
         table.add_column(name, justify="left" if name == "first axis" else "right", overflow="fold")
+    shifting = {group.index for group in inexact(analysis, ~analysis.nothing_removed)}
     for group in coupling.groups[:LARGEST_GROUPS]:
         touched = analysis.cost.macs_touched(group.units) / max(costs.macs, 1)
-        cells = (str(group.index), group.name, str(len(group)), str(len(group.signature)))
+        name = f"{group.name} (inexact)" if group.index in shifting else group.name
+        cells = (str(group.index), name, str(len(group)), str(len(group.signature)))
         table.add_row(*cells, f"{touched:.1%}")
     lines: list[RenderableType] = [head, table]
     if len(coupling.groups) > LARGEST_GROUPS:

@@ -60,10 +60,13 @@ def relate(
         for name in captured(node):
             _pin_tensor(relations, name, f"captured by the body of {node.op_type}", index)
     if pin_interface:
-        for value in model.inputs:
-            _pin_tensor(relations, value.name, f"graph input {value.name!r}", -1)
-        for value in model.outputs:
-            _pin_tensor(relations, value.name, f"graph output {value.name!r}", -1)
+        sides = (("input", model.inputs), ("output", model.outputs))
+        relations.interface += [
+            Pin(axis.slots, f"graph {side} {value.name!r}", -1)
+            for side, values in sides
+            for value in values
+            for axis in slots.tensors.get(value.name, ())
+        ]
     return relations
 
 

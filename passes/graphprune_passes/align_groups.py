@@ -137,7 +137,7 @@ def _balanced(analysis: Analysis, labels: Indices) -> tuple[list[_Family], set[i
 def _ordered(analysis: Analysis, members: set[int]) -> Iterator[SlotArray]:
     """Slots whose order something knows: pinned, under statistics, or in other folds."""
     relations = analysis.relations
-    yield from (pin.slots for pin in (*relations.pins, *relations.shifts))
+    yield from (pin.slots for pin in (*relations.pins, *relations.interface, *relations.shifts))
     for number, fold in enumerate(relations.folds):
         yield fold.parts[0]
         if number not in members:
