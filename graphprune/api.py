@@ -67,8 +67,8 @@ def prune(
 ) -> Result:
     """Prune ``model`` to a budget.
 
-    ``flops``, ``params`` and ``size`` are shares in (0, 1] that may remain; the other keywords are
-    the fields of ``Options``. With ``output`` the result is also written there.
+    ``flops``, ``params``, ``size`` and ``peak_memory`` are shares in (0, 1] that may remain; the
+    other keywords are the fields of ``Options``. With ``output`` the result is also written there.
 
     >>> result = prune("models/fashion_resnet.onnx", flops=0.5)      # doctest: +SKIP
     >>> print(result)                                                # doctest: +SKIP
@@ -361,12 +361,20 @@ def _summaries(prepared: Prepared, made: _Made, verdict: Verdict) -> tuple[Summa
     latency = verdict.latency or (None, None)
     accuracy = verdict.accuracy or (None, None)
     return (
-        Summary(before.macs, before.params, prepared.original_bytes, latency[0], accuracy[0]),
+        Summary(
+            before.macs,
+            before.params,
+            prepared.original_bytes,
+            latency[0],
+            accuracy[0],
+            before.memory,
+        ),
         Summary(
             after.macs,
             count_params(made.model) if made.repairs else after.params,
             made.model.stored_bytes,
             latency[1],
             accuracy[1],
+            after.memory,
         ),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,10 @@ from graphprune.targets import Target
 SLACK = 0.02  # a result further below its budget than this is said to be limited by the grid
 MOST_GIVEN_BACK = 256  # tries; each costs one evaluation of the whole cost model
 MOST_EXCHANGES = 256  # tries to come nearer a budget with another mix of counts
-OPTION = {"macs": "--target-flops", "params": "--target-params", "bytes": "--target-size"}
+OPTION = {"macs": "--target-flops", "params": "--target-params", "bytes": "--target-size"} | {
+    "memory": "--target-memory"
+}
+MOST_STEPS = 128  # of those above a memory budget, the highest: each is a constraint of its own
 Scores = NDArray[np.float64]
 
 
@@ -38,6 +41,11 @@ class _Ladder:
 
     order: NDArray[np.int64]
     counts: list[int]
+
+    @property
+    def whole(self) -> _Ladder:
+        """The same without a step down."""
+        return _Ladder(self.order, self.counts[:1])
 
     def removed_at(self, level: int) -> NDArray[np.int64]:
         return self.order[: len(self.order) - self.counts[level]]
@@ -86,6 +94,9 @@ def allocate(
             return _missed(budgets, shares, least, target, allow_miss)
         grid = grid.halved()
         notes = (_finer_note(target, grid),)
+    if budgets.keys() == {"memory"}:  # elsewhere nothing is gained by removing anything
+        useful = analysis.cost.in_use_above(limits["memory"])
+        ladders = [ladder if useful[ladder.order].any() else ladder.whole for ladder in ladders]
     weight = _macs_per_time(analysis, ladders, target)
     steps = _ranked_steps(ladders, scores, spread, weight)
 
@@ -105,10 +116,11 @@ def allocate(
         distortions = _distortions(ladders, curves, coupling.groups)
 
         def costs(levels: NDArray[np.int64]) -> Mapping[str, float]:
-            after = analysis.cost.of(_mask(ladders, levels, coupling.n_units))
-            return {kind: after.of(kind) for kind in budgets}
+            return _evaluated(analysis, _mask(ladders, levels, coupling.n_units), budgets, tight)
 
-        start = solve(distortions, costs, limits, start)
+        tight = _tight_steps(analysis, limits)
+        found = solve(distortions, costs, _step_by_step(limits, tight), start)
+        start = found if fits(found) else start
         steps = _steps_by_damage(distortions, start)
         low = len(steps)
 
@@ -122,6 +134,32 @@ def allocate(
         levels = _closer(levels, ladders, steps, fits, gap)
     removed = _mask(ladders, levels, coupling.n_units)
     return Decision(removed, grid, (*notes, *_grid_notes(budgets, gap(levels), grid)))
+
+
+def _tight_steps(analysis: Analysis, limits: Mapping[str, float]) -> NDArray[np.int64]:
+    """Where a budget on memory binds: each of these steps must hold it. Taken together they are a
+    maximum, which no single group may lower, so that nothing would seem worth removing."""
+    if "memory" not in limits:
+        return np.empty(0, np.int64)
+    return analysis.cost.steps_above(limits["memory"], MOST_STEPS)
+
+
+def _step_by_step(limits: Mapping[str, float], tight: NDArray[np.int64]) -> dict[str, float]:
+    """The limits, that on memory once for each of its steps."""
+    apart = {f"memory at {step}": limits["memory"] for step in tight}
+    return {kind: limit for kind, limit in limits.items() if kind != "memory"} | apart
+
+
+def _evaluated(
+    analysis: Analysis, removed: Mask, kinds: Iterable[str], tight: NDArray[np.int64]
+) -> dict[str, float]:
+    """Costs by the names of ``_step_by_step``."""
+    after = analysis.cost.of(removed)
+    found = {kind: after.of(kind) for kind in kinds if kind != "memory"}
+    if not len(tight):
+        return found
+    live = analysis.cost.live(removed)
+    return found | {f"memory at {step}": float(live[step]) for step in tight}
 
 
 def _missed(

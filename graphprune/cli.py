@@ -267,6 +267,7 @@ def _prune_options(given: dict[str, Any]) -> Options:
         "flops",
         "params",
         "size",
+        "peak_memory",
         "max_drop",
         "criterion",
         "repair",

@@ -115,6 +115,13 @@ budget_options = _options(
         "--target-size", "size", type=SHARE, metavar="R", help="Share of the file's bytes."
     ),
     click.option(
+        "--target-memory",
+        "peak_memory",
+        type=SHARE,
+        metavar="R",
+        help="Share of the activations' bytes in use at once.",
+    ),
+    click.option(
         "--max-drop",
         type=click.FloatRange(0, min_open=True),
         metavar="D",

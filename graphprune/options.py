@@ -21,12 +21,14 @@ SPREADS = ("auto", "solved", "balanced", "global", "uniform")
 class Options:
     """Everything that decides a plan, then everything that decides how it is checked.
 
-    Budgets are the shares of the original's MACs, parameters and file size that may remain.
+    Budgets are the shares of the original's MACs, parameters, file size and peak activation memory
+    that may remain.
     """
 
     flops: float | None = None
     params: float | None = None
     size: float | None = None
+    peak_memory: float | None = None
     max_drop: float | None = None
     criterion: str | None = None  # obspa; l1 where fast
     repair: str | None = None  # obs; moments where fast
@@ -73,7 +75,7 @@ class Options:
         if self.max_drop is not None and (asked or not self.max_drop > 0):
             raise UsageError(
                 f"--max-drop {self.max_drop:g} finds the smallest model itself, for a drop above 0",
-                hint="Leave out --target-flops, --target-params and --target-size.",
+                hint="Leave out the budgets (--target-flops and others).",
             )
         if self.search and self.spread not in ("auto", "solved"):
             raise UsageError(
@@ -88,7 +90,9 @@ class Options:
 
     def budgets(self) -> dict[str, float]:
         """Kind of cost → share that may remain."""
-        asked = {"macs": self.flops, "params": self.params, "bytes": self.size}
+        asked = {"macs": self.flops, "params": self.params, "bytes": self.size} | {
+            "memory": self.peak_memory
+        }
         budgets = {kind: share for kind, share in asked.items() if share is not None}
         for kind, share in budgets.items():
             if not isinstance(share, int | float) or not 0 < share <= 1:

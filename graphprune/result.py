@@ -25,6 +25,7 @@ class Summary:
     bytes: int
     latency_ms: float | None = None
     accuracy: float | None = None
+    memory: float = 0.0  # bytes of activations in use at once, at most
 
 
 @dataclass(frozen=True)

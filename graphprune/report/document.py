@@ -43,6 +43,7 @@ def result_document(result: Result, model: str | Path, output: str | Path | None
             "macs": _ratio(after.macs, before.macs),
             "params": _ratio(after.params, before.params),
             "bytes": _ratio(after.bytes, before.bytes),
+            "memory": _ratio(after.memory, before.memory),
             "latency": latency,
         },
         "verified": {
@@ -73,6 +74,7 @@ def inspection_document(analysis: Analysis, model: str | Path, file_bytes: int) 
         "macs": costs.macs,
         "params": costs.params,
         "bytes": file_bytes,
+        "memory": costs.memory,
         "prunable_macs_share": analysis.cost.in_reach("macs"),
         "units": analysis.coupling.n_units,
         "groups": [_group(group, analysis) for group in analysis.coupling.groups],

@@ -44,6 +44,12 @@ def result_table(result: Result) -> RenderableType:
     table.add_row(
         "file", _bytes(before.bytes), _bytes(after.bytes), _share(after.bytes, before.bytes)
     )
+    table.add_row(
+        "activations at once",
+        _bytes(before.memory),
+        _bytes(after.memory),
+        _share(after.memory, before.memory),
+    )
     if verdict.latency is not None and verdict.latency_ratio is not None:
         speed = f"{1 / verdict.latency_ratio[0]:.2f}x as fast"
         table.add_row("latency (median)", *(f"{ms:.2f} ms" for ms in verdict.latency), speed)
