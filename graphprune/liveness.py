@@ -7,7 +7,9 @@ Counted as ONNX Runtime plans it, in the order of the nodes:
 3. A view (Reshape, Squeeze, Unsqueeze, Flatten, Identity, Dropout) is its input's memory.
 4. A pointwise operator, Softmax, and a normalisation by stored statistics write over an input of
    the same number of bytes that nothing reads any more (fusion makes it so for most of them).
-5. Every other output has memory of its own. Weights, and what follows from weights alone, count
+5. A convolution whose result is only added (after a normalisation by stored statistics, or none)
+   to something that is there and ends with the sum adds to it in place: one fused operator.
+6. Every other output has memory of its own. Weights, and what follows from weights alone, count
    nowhere; nor do a kernel's own scratch space, padding to whole vectors, and copies into another
    layout. Both branches of an If, and a body beside what it is called for, count together.
 """
@@ -18,6 +20,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from graphprune.control import ENTER, is_open
@@ -25,6 +28,7 @@ from graphprune.model import ELEMENT_BITS, Model, captured
 from graphprune.relations import Relations, Reuse
 from graphprune.shapes import Shapes
 
+CONVOLUTIONS = ("Conv", "FusedConv")
 Values = NDArray[np.float64]
 Steps = NDArray[np.int64]
 
@@ -92,6 +96,7 @@ class _Plan:
             self.reuses.setdefault(reuse.node, []).append(reuse)
         self.own: dict[str, int] = {}  # tensor → its buffer
         self.unread: Counter[int] = Counter()  # buffer → reads still to come
+        self.normalised: dict[str, int] = {}  # a convolution's result → what it is added to
         self.tensor: list[str] = []
         self.first: list[int] = []
         self.last: list[int] = []
@@ -119,6 +124,8 @@ class _Plan:
         """The buffer that the node may write ``name`` to, if there is one."""
         if name in self.model.output_names:
             return None
+        if name in self.normalised:
+            return self.normalised[name]
         read = [self.own.get(source, -1) for source in self.model.nodes[index].input]
         for reuse in self.reuses.get(index, ()):
             source, buffer = self.model.nodes[index].input[reuse.input], read[reuse.input]
@@ -130,7 +137,34 @@ class _Plan:
             fits &= self.element_bytes(source) == self.element_bytes(name)
             if fits and self.unread[buffer] == read.count(buffer):
                 return buffer
-        return None
+        return self.summed(index, name)
+
+    def summed(self, index: int, name: str) -> int | None:
+        """Case 5: the buffer of what the convolution's result is added to."""
+        if self.model.nodes[index].op_type not in CONVOLUTIONS:
+            return None
+        reader, result = self.only_reader(name), name
+        if reader is not None and reader.op_type == "BatchNormalization":
+            result = reader.output[0]
+            reader = self.only_reader(result)
+        if reader is None or reader.op_type != "Add":
+            return None
+        others = [other for other in reader.input if other != result]
+        if len(others) != 1 or self.own.get(others[0], -1) < 0:
+            return None
+        fits = self.tensors[others[0]].shape == self.tensors[name].shape
+        buffer = self.own[others[0]]
+        if not fits or self.unread[buffer] != 1:
+            return None
+        self.normalised[result] = buffer
+        return buffer
+
+    def only_reader(self, name: str) -> onnx.NodeProto | None:
+        """The node that reads it, where that is one and it is no output."""
+        found = self.model.consumers.get(name, [])
+        if len(found) != 1 or name in self.model.output_names:
+            return None
+        return self.model.nodes[found[0][0]]
 
     def close(self, read: list[str], written: list[str], step: int) -> None:
         """A node has run: what it read it needs no more."""

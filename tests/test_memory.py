@@ -57,9 +57,28 @@ def test_a_skip_is_held_and_then_written_over() -> None:
     """The first operand of Add ends there; the second one's memory is free afterwards."""
     b = Builder()
     a = b.conv("x", 4, 8)
-    other = b.conv(a, 8, 8)
+    other = b.add("GlobalMaxPool", b.add("MaxPool", a, kernel_shape=[1, 1]))
+    a = b.add("MaxPool", a, kernel_shape=[1, 1])
     y = b.conv(b.add("Add", a, other), 8, 4)
-    assert live(pictures(b, y)) == [1, 1 + 2, 1 + 2 + 2, 1 + 2 + 2, 1 + 2 + 1]
+    small = 8 * 4 / KIB
+    assert live(pictures(b, y)) == [1, 3, 5, 5 + small, 5 + small, 3 + small, 1 + 2 + 1]
+
+
+def test_a_convolution_adds_in_place() -> None:
+    """To what is there and ends with the sum, through a BatchNormalization too."""
+    b = Builder()
+    a = b.add("Relu", b.conv("x", 4, 8))
+    a = b.add("Add", a, b.norm(b.conv(b.conv(a, 8, 4), 4, 8), 8))
+    y = b.conv(a, 8, 4)
+    assert live(pictures(b, y)) == [1, 3, 3, 4, 4, 3, 3, 4]
+
+
+def test_a_convolution_does_not_add_to_what_is_read_elsewhere() -> None:
+    b = Builder()
+    a = b.conv("x", 4, 8)
+    other = b.conv(a, 8, 8)
+    y = b.conv(b.add("Mul", a, b.add("Add", a, other)), 8, 4)
+    assert live(pictures(b, y)) == [1, 3, 5, 5, 5, 4]
 
 
 def test_what_is_read_again_is_not_written_over() -> None:
