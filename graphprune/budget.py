@@ -13,6 +13,7 @@ from graphprune.analysis import Analysis
 from graphprune.coupling import Group, Mask
 from graphprune.errors import NothingPrunableError, TargetError
 from graphprune.knapsack import solve
+from graphprune.layout import FREE, Blocks, blocks
 from graphprune.relations import Role
 from graphprune.targets import Target
 
@@ -83,7 +84,8 @@ def allocate(
     grid = target
     while True:
         held = _units_that_hold_an_axis_open(analysis, scores, grid)
-        ladders = [_ladder(analysis, group, scores, grid, held) for group in coupling.groups]
+        whole = blocks(analysis, grid)
+        ladders = [_ladder(analysis, group, scores, grid, held, whole) for group in coupling.groups]
         last = np.array([len(ladder.counts) - 1 for ladder in ladders], dtype=np.int64)
         least = _mask(ladders, last, coupling.n_units)
         reach = analysis.cost.of(least)
@@ -205,15 +207,23 @@ def _grid_notes(budgets: Mapping[str, float], gap: float, target: Target) -> tup
 
 
 def _ladder(
-    analysis: Analysis, group: Group, scores: Scores, target: Target, held: Mask
+    analysis: Analysis,
+    group: Group,
+    scores: Scores,
+    target: Target,
+    held: Mask,
+    whole: Mapping[int, Blocks],
 ) -> _Ladder:
     importance = np.where(held[group.units], np.inf, scores[group.units])
     order = group.units[np.argsort(importance, kind="stable")]
     step, width = _step_of(analysis, group, target)
     size = len(group)
-    while not target.strict and size < target.fewest_steps * step and step % 2 == 0:
+    block = whole.get(group.index, FREE)
+    step = math.lcm(step, block.step)
+    while not target.strict and size < target.fewest_steps * step and step % (2 * block.step) == 0:
         step //= 2
-    least = max(1, math.ceil(target.minimum / width), int(held[group.units].sum()))
+    kept = int(held[group.units].sum())
+    least = max(1, math.ceil(target.minimum / width), block.least, kept)
     counts = [k for k in range(size // step * step, 0, -step) if k >= least]
     return _Ladder(order, sorted({size, *counts}, reverse=True))
 
@@ -251,8 +261,11 @@ def _units_that_hold_an_axis_open(analysis: Analysis, scores: Scores, target: Ta
         return held
     width = coupling.widths(axes)
     lengths = np.array([len(a) for a in axes])
+    whole = blocks(analysis, target)
     while True:
-        ladders = [_ladder(analysis, group, scores, target, held) for group in coupling.groups]
+        ladders = [
+            _ladder(analysis, group, scores, target, held, whole) for group in coupling.groups
+        ]
         last = np.array([len(ladder.counts) - 1 for ladder in ladders])
         removed = _mask(ladders, last, coupling.n_units)
         empty = np.flatnonzero(lengths - width @ removed <= 0)

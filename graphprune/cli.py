@@ -18,7 +18,7 @@ from graphprune.flags import (
     check_options,
     drop_option,
     output_options,
-    place_option,
+    place_options,
     plan_options,
     run_options,
     scope_options,
@@ -68,7 +68,7 @@ def cli() -> None:
 @drop_option
 @plan_options
 @scope_options
-@place_option
+@place_options
 @check_options
 @run_options
 @output_options
@@ -149,7 +149,7 @@ def sweep(
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("plan", type=click.Path(path_type=Path))
-@place_option
+@place_options
 @check_options
 @run_options
 @output_options
@@ -311,6 +311,8 @@ def _check_options(given: dict[str, Any]) -> Options:
 
     names = ("verify", "measure", "eval_data", "max_accuracy_drop", "min_speedup", "memory")
     calib = given["calib"]
+    if given.get("per_operator") and not given["measure"]:
+        raise UsageError("--per-operator needs the latency measurement")
     return Options(
         **{name: given[name] for name in (*names, "cache")},
         calib=None if calib in (None, "none") else Path(calib),

@@ -76,8 +76,13 @@ output_options = _options(
     click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
     click.option("--quiet", is_flag=True, help="Nothing but errors."),
 )
-place_option = click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL.pruned.onnx."
+place_options = _options(
+    click.option(
+        "-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL.pruned.onnx."
+    ),
+    click.option(
+        "--per-operator", is_flag=True, help="Also a table of the time by type of operator."
+    ),
 )
 check_options = _options(
     click.option("--verify/--no-verify", default=True, help="Prove the cut in ONNX Runtime."),

@@ -20,6 +20,7 @@ from graphprune.coupling import Mask
 from graphprune.errors import ModelError, UsageError, VerificationError
 from graphprune.model import Array, Model
 from graphprune.oracle import Open, law_errors, relative_error
+from graphprune.profiling import Operator, profiled_sessions
 from graphprune.runtime import (
     Feeds,
     input_dtype,
@@ -51,6 +52,7 @@ class Verdict:
     latency: tuple[float, float] | None = None
     latency_ratio: tuple[float, float, float] | None = None  # median and quartiles
     accuracy: tuple[float, float] | None = None
+    operators: tuple[Operator, ...] = ()  # where the time went, by type
 
     def __str__(self) -> str:
         if self.passed is None:
@@ -225,9 +227,14 @@ def measure(
     rounds: int = 21,
     scorer: Scorer | None = None,
 ) -> Verdict:
-    """Output difference on random inputs, interleaved latency, and ``scorer``'s accuracy."""
-    runners = (session(original, threads, provider), session(result, threads, provider))
+    """Output difference on random inputs, interleaved latency, as a whole and by operator, and
+    ``scorer``'s accuracy."""
     feeds = random_inputs(original, shapes, seed)
+    operators: tuple[Operator, ...] = ()
+    if rounds:
+        runners, operators = profiled_sessions([original, result], feeds, threads, provider)
+    else:
+        runners = [session(model, threads, provider) for model in (original, result)]
     difference = compare_outputs(runners[0], runners[1], feeds)
     latency, ratio = None, None
     if rounds:
@@ -242,6 +249,7 @@ def measure(
         latency=latency,
         latency_ratio=ratio,
         accuracy=None if scores is None else (scores[0], scores[1]),
+        operators=operators,
     )
 
 

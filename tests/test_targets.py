@@ -80,6 +80,9 @@ BAD = {
     "truth": "minimum = true",
     "no table": "multiple = 8",
     "list": "multiple = [8]",
+    "zero block": "block = 0",
+    "no list of operators": 'whole = "Concat"',
+    "no names": "whole = [3]",
     "nested": "[multiple.Conv]\nfloat16 = 8",
 }
 

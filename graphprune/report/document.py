@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphprune.analysis import Analysis, pinned_reasons
 from graphprune.coupling import Group
+from graphprune.report.operators import held_back
 from graphprune.runtime import Timing
 from graphprune.version import __version__
 
@@ -53,6 +54,8 @@ def result_document(result: Result, model: str | Path, output: str | Path | None
         },
         "output_difference": verdict.output_difference,
         "latency_quartiles": verdict.latency_ratio and list(verdict.latency_ratio[1:]),
+        "operators": [asdict(operator) for operator in verdict.operators],
+        "held_back": held_back(after.macs / max(before.macs, 1), latency, verdict.operators),
         "pinned": [asdict(pin) for pin in result.pinned],
         "prunable": result.prunable,
         "calibration": result.plan.options.get("calibration"),

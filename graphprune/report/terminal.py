@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graphprune.analysis import Analysis, PinnedReason, pinned_reasons
+from graphprune.report.operators import held_back, operators_table
 from graphprune.runtime import Timing
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def to_text(content: RenderableType, width: int = 100) -> str:
     return buffer.getvalue().rstrip("\n")
 
 
-def result_table(result: Result) -> RenderableType:
+def result_table(result: Result, per_operator: bool = False) -> RenderableType:
     before, after, verdict = result.before, result.after, result.verdict
     table = Table(title="graphprune", title_style="bold", header_style="bold")
     for name in ("", "original", "pruned", "left"):
@@ -69,6 +70,12 @@ def result_table(result: Result) -> RenderableType:
         )
     seconds = ", ".join(f"{name} {value:.2f}" for name, value in result.seconds.items())
     lines: list[RenderableType] = [table]
+    if per_operator and verdict.operators:
+        lines.append(operators_table(verdict.operators))
+    ratio = None if verdict.latency_ratio is None else verdict.latency_ratio[0]
+    held = held_back(after.macs / max(before.macs, 1), ratio, verdict.operators)
+    if held is not None:
+        lines.append(Text(held))
     if result.pinned:
         lines.append(pins_table(result.pinned))
     lines += [Text(line) for line in _repair_lines(result)]
