@@ -12,6 +12,10 @@ Counted as ONNX Runtime plans it, in the order of the nodes:
 6. Every other output has memory of its own. Weights, and what follows from weights alone, count
    nowhere; nor do a kernel's own scratch space, padding to whole vectors, and copies into another
    layout. Both branches of an If, and a body beside what it is called for, count together.
+
+Residual networks take that much in ONNX Runtime, to the byte (its profiler, arena without pattern).
+It also keeps freed memory for a later tensor of just the same shape: a transformer's repeat, so it
+holds more than is in use.
 """
 
 from __future__ import annotations

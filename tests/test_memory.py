@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from graphs import Builder
 
@@ -16,6 +18,7 @@ from graphprune.analysis import Analysis
 from graphprune.budget import Decision, allocate
 from graphprune.criteria import Scoring, score
 from graphprune.errors import TargetError, UsageError
+from graphprune.runtime import random_inputs
 from graphprune.targets import Target
 
 Run = Callable[..., Any]
@@ -266,3 +269,32 @@ def test_python_door(resnet: Path) -> None:
     assert 0.66 <= result.after.memory / result.before.memory <= 0.7
     with pytest.raises(UsageError, match="memory budget"):
         api.prune(resnet, peak_memory=1.5, fast=True)
+
+
+def runtime_peak(model: onnx.ModelProto, folder: Path) -> float:
+    """Bytes that ONNX Runtime asks for at most in one inference, by its profiler, and the inputs'.
+
+    Without a memory pattern, which would take all at once.
+    """
+    options = ort.SessionOptions()
+    options.enable_profiling, options.enable_mem_pattern = True, False
+    options.intra_op_num_threads = 1
+    options.profile_file_prefix = str(folder / "profile")
+    runner = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    prepared = api.prepare(model)
+    feeds = random_inputs(prepared.original, prepared.analysis.shapes)
+    runner.run(None, feeds)
+    events = json.loads(Path(runner.end_profiling()).read_text())
+    steps = [e["args"] for e in events if "mem_bytes_requested_in_use" in e.get("args", {})]
+    used = [int(step["mem_bytes_requested_in_use"]) for step in steps]
+    before = used[0] - int(steps[0]["mem_requested_in_use_delta"])
+    return max(used) - before + sum(array.nbytes for array in feeds.values())
+
+
+@pytest.mark.parametrize("share", [1.0, 0.6])
+def test_as_onnx_runtime_asks_for_it(resnet: Path, tmp_path: Path, share: float) -> None:
+    """A residual network: to a hundredth, before and after (here to the byte)."""
+    result = api.prune(
+        resnet, peak_memory=share, fast=True, repair="none", measure=False, round_to=16
+    )
+    assert runtime_peak(result.model, tmp_path) == pytest.approx(result.after.memory, rel=0.01)
