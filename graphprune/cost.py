@@ -120,7 +120,8 @@ class CostModel:
     def steps_above(self, limit: float, most: int) -> NDArray[np.int64]:
         """Steps with more than ``limit`` bytes in use as long as nothing leaves, highest first."""
         live = self.live(np.zeros(self.width.shape[1], dtype=bool))
-        found = np.flatnonzero((live > limit) & self.buffers.fullest)
+        fullest = self.buffers.fullest
+        found = fullest[live[fullest] > limit]
         return np.asarray(found[np.argsort(-live[found], kind="stable")][:most])
 
     def in_use_above(self, limit: float) -> Mask:

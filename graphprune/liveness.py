@@ -49,10 +49,9 @@ class Buffers:
 
     def live(self, sizes: Values) -> Values:
         """Bytes in use at every step [steps], of buffers of these sizes [buffers]."""
-        change = np.zeros(self.steps + 1)
-        np.add.at(change, self.first, sizes)
-        np.subtract.at(change, self.last + 1, sizes)
-        return np.asarray(np.cumsum(change)[:-1])
+        begin = np.bincount(self.first, sizes, minlength=self.steps + 1)
+        end = np.bincount(self.last + 1, sizes, minlength=self.steps + 1)
+        return np.asarray(np.cumsum(begin - end)[:-1])
 
     def at_any(self, steps: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which buffers are in use [buffers] at any of these steps [steps]."""
@@ -60,13 +59,13 @@ class Buffers:
         return np.asarray(before[self.last + 1] > before[self.first])
 
     @property
-    def fullest(self) -> NDArray[np.bool_]:
-        """Steps at which something begins and something ends [steps]: wherever sizes may go, one of
-        these holds most, since all that is in use at another one also is at one beside it."""
-        begins, ends = np.zeros((2, self.steps), dtype=bool)
-        begins[self.first] = True
-        ends[self.last] = True
-        return np.asarray(begins & ends)
+    def fullest(self) -> Steps:
+        """Steps at which something begins, and something ends before anything else begins: wherever
+        sizes may go, one of these holds most, since what is in use at another also is at one."""
+        begins, ends = np.unique(self.first), np.unique(self.last)
+        next_end = ends[np.searchsorted(ends, begins)]
+        next_begin = np.append(begins[1:], self.steps)
+        return np.asarray(begins[next_end < next_begin])
 
 
 def buffers(model: Model, shapes: Shapes, relations: Relations) -> Buffers:

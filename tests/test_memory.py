@@ -12,12 +12,15 @@ import onnx
 import onnxruntime as ort
 import pytest
 from graphs import Builder
+from hypothesis import given
+from hypothesis import strategies as st
 
 from graphprune import api
 from graphprune.analysis import Analysis
 from graphprune.budget import Decision, allocate
 from graphprune.criteria import Scoring, score
 from graphprune.errors import TargetError, UsageError
+from graphprune.liveness import Buffers
 from graphprune.runtime import random_inputs
 from graphprune.targets import Target
 
@@ -185,6 +188,19 @@ def test_marginal_and_reach_are_those_of_the_peak() -> None:
     assert saved[narrow.units] == pytest.approx(256)
     assert analysis.cost.in_reach("memory") == pytest.approx(10 / 11)
     assert analysis.cost.of(analysis.nothing_removed).memory == 11 * KIB
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12))
+def test_the_fullest_steps_hold_every_maximum(spans: list[tuple[int, int]]) -> None:
+    """Whatever the sizes are, also where only one buffer has any."""
+    first, last = np.array([sorted(span) for span in spans]).T
+    made = Buffers(("t",) * len(spans), np.ones(len(spans)), first, last, 10)
+    rng = np.random.default_rng(len(spans))
+    for sizes in (*np.eye(len(spans)), *rng.random((20, len(spans)))):
+        live = made.live(sizes)
+        assert live[made.fullest].max() == live.max()
+    sets = [frozenset(np.flatnonzero((first <= s) & (s <= last))) for s in made.fullest]
+    assert not any(a <= b for a in sets for b in sets if a is not b)
 
 
 def test_units_in_use_above_a_limit() -> None:
