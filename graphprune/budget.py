@@ -20,8 +20,11 @@ from graphprune.targets import Target
 SLACK = 0.02  # a result further below its budget than this is said to be limited by the grid
 MOST_GIVEN_BACK = 256  # tries; each costs one evaluation of the whole cost model
 MOST_EXCHANGES = 256  # tries to come nearer a budget with another mix of counts
-OPTION = {"macs": "--target-flops", "params": "--target-params", "bytes": "--target-size"} | {
-    "memory": "--target-memory"
+OPTION = {
+    "macs": "--target-flops",
+    "params": "--target-params",
+    "bytes": "--target-size",
+    "memory": "--target-memory",
 }
 MOST_STEPS = 128  # of those above a memory budget, the highest: each is a constraint of its own
 Scores = NDArray[np.float64]

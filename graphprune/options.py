@@ -90,8 +90,11 @@ class Options:
 
     def budgets(self) -> dict[str, float]:
         """Kind of cost → share that may remain."""
-        asked = {"macs": self.flops, "params": self.params, "bytes": self.size} | {
-            "memory": self.peak_memory
+        asked = {
+            "macs": self.flops,
+            "params": self.params,
+            "bytes": self.size,
+            "memory": self.peak_memory,
         }
         budgets = {kind: share for kind, share in asked.items() if share is not None}
         for kind, share in budgets.items():

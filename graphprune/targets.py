@@ -12,7 +12,13 @@ from typing import Any
 
 from graphprune.errors import UsageError
 
-KEYS = {"name", "description", "minimum", "multiple", "macs_per_element", "fewest_steps"} | {
+KEYS = {
+    "name",
+    "description",
+    "minimum",
+    "multiple",
+    "macs_per_element",
+    "fewest_steps",
     "block",
     "whole",
 }

@@ -118,7 +118,7 @@ def inspection(analysis: Analysis) -> RenderableType:
     coupling = analysis.coupling
     head = Text(
         f"{len(analysis.model.nodes)} nodes, {_si(costs.macs)} MACs, "
-        f"{_si(costs.params)} parameters; "
+        f"{_si(costs.params)} parameters, {_bytes(costs.memory)} of activations at once; "
         f"{coupling.n_units} units in {len(coupling.groups)} groups hold "
         f"{analysis.cost.in_reach('macs') * 100:.1f} % of the MACs"
     )
