@@ -19,8 +19,8 @@ from graphprune.branches import Branches, rewritten_branches
 from graphprune.coupling import Mask
 from graphprune.errors import ModelError, UsageError, VerificationError
 from graphprune.model import Array, Model
+from graphprune.operators import Operator, profiled_sessions
 from graphprune.oracle import Open, law_errors, relative_error
-from graphprune.profiling import Operator, profiled_sessions
 from graphprune.runtime import (
     Feeds,
     input_dtype,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from graphprune.profiling import Operator
+from graphprune.operators import Operator
 
 SHORT = 0.05  # latency this much above the MACs' share, both of the original's, is said
 MOST, ENOUGH = 3, 0.7  # operators named: at most so many, until they make this much of the gap

@@ -11,7 +11,7 @@ import pytest
 from graphs import Builder
 from test_cli import read_json
 
-from graphprune.profiling import Operator, by_type, profiled_sessions
+from graphprune.operators import Operator, by_type, profiled_sessions
 from graphprune.report.operators import ROWS, held_back, operators_table
 from graphprune.report.terminal import to_text
 from graphprune.storage import load
