@@ -29,6 +29,7 @@ from graphprune.memory import fitted, too_large
 from graphprune.model import Model
 from graphprune.options import Options
 from graphprune.output import check_data, check_outputs, write_result
+from graphprune.pace import PACED_ROUNDS, Paced, held, in_milliseconds, paced, timed
 from graphprune.pipeline import Change, Pass, PassResult, Pipeline
 from graphprune.plan import Plan, removed_units
 from graphprune.planning import FALLBACK, Judged, decide, judge, rehearse, written
@@ -161,6 +162,9 @@ def _studied(
     size = source_bytes(model, original)
     cache = Cache(beside(model) if options.cache else None)
     prepared = clock("analyse", lambda _: analyse(original, size, options.scope, cache=cache))
+    if wanted and options.timed:
+        prepared = clock("time", lambda _: timed(prepared, options))
+        options = in_milliseconds(prepared, options)
     if options.eval_data is not None:
         scorer_of(options.eval_data, original)  # a wrong file is said now, not after minutes
     needed = options.needs_inputs(prepared.registry)
@@ -187,8 +191,11 @@ def _pruned(studied: Study, judged: Judged, options: Options, clock: Clock) -> R
         weights = clock(
             "search", lambda progress: best_weights(studied, judged, options, share, progress)
         )
-    made = _made(studied, judged, options, clock, share, weights)
-    return _judge(studied, made, options, clock)
+    found = None
+    if options.latency is not None:
+        found = clock("pace", lambda progress: paced(studied.prepared, judged, options, progress))
+    made = _made(studied, judged, options, clock, share, weights, found)
+    return _judge(studied, made, options, clock, found)
 
 
 @dataclass(frozen=True)
@@ -210,6 +217,7 @@ def _made(
     clock: Clock,
     share: float | None,
     weights: Mapping[int, float] | None,
+    found: Paced | None = None,
 ) -> _Made:
     """Decide, cut, prove and repair; once more where the file or the parameters of the result are
     not what the cost model counted and the budget is on them."""
@@ -222,9 +230,10 @@ def _made(
         plan = clock("plan", lambda _: written(studied, judged, decision, options, share))
         return _carried_out(studied, plan, decision, options, clock)
 
-    made = attempt({})
+    known = found.margins if found is not None else {}
+    made = attempt(known)
     missed = _missed(studied, made, options) if share is None else {}
-    return attempt(missed) if missed else made
+    return attempt({**known, **missed}) if missed else made
 
 
 def _missed(studied: Study, made: _Made, options: Options) -> dict[str, float]:
@@ -340,13 +349,19 @@ def _run(prepared: Prepared, step: Pass, model: Model) -> PassResult:
     return Pipeline((step,)).run(model, prepared.context)
 
 
-def _judge(studied: Study, made: _Made, options: Options, clock: Clock) -> Result:
+def _judge(
+    studied: Study, made: _Made, options: Options, clock: Clock, found: Paced | None = None
+) -> Result:
     """Measure, hold against the gates, and sum up."""
     prepared = studied.prepared
     analysis = prepared.analysis
     verdict = Verdict()
     if options.measure or options.eval_data is not None:
         verdict = clock("measure", lambda _: _measure(prepared, made.model, options))
+    pace: tuple[str, ...] = ()
+    if found is not None:
+        verdict, pace = clock("measure", lambda _: held(prepared, made.model, verdict, options))
+        pace = (found.note, *pace)
     if made.proof is not None:
         error, rounding = made.proof.error, made.proof.rounding
         verdict = replace(verdict, relative_error=error, passed=True, rounding=rounding)
@@ -369,6 +384,7 @@ def _judge(studied: Study, made: _Made, options: Options, clock: Clock) -> Resul
             *unseen,
             *inside,
             *made.decision.notes,
+            *pace,
             *studied.notes,
         ),
         clock.seconds,
@@ -388,7 +404,7 @@ def _measure(prepared: Prepared, result: Model, options: Options) -> Verdict:
         seed=options.scoring.seed,
         threads=options.threads,
         provider=options.provider,
-        rounds=options.rounds if options.measure else 0,
+        rounds=(PACED_ROUNDS if options.timed else options.rounds) if options.measure else 0,
         scorer=scorer,
     )
 

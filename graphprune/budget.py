@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ OPTION = {
     "params": "--target-params",
     "bytes": "--target-size",
     "memory": "--target-memory",
+    "latency": "--target-latency",
 }
 MOST_STEPS = 128  # of those above a memory budget, the highest: each is a constraint of its own
 Scores = NDArray[np.float64]
@@ -117,8 +119,10 @@ def allocate(
         middle = (low + high) // 2
         low, high = (low, middle) if fits(levels_after(middle)) else (middle + 1, high)
     start = levels_after(low)
-    if curves:
-        distortions = _distortions(ladders, curves, coupling.groups)
+    if curves or "latency" in budgets:
+        distortions = (
+            _distortions(ladders, curves, coupling.groups) if curves else _damages(ladders, scores)
+        )
 
         def costs(levels: NDArray[np.int64]) -> Mapping[str, float]:
             return _evaluated(analysis, _mask(ladders, levels, coupling.n_units), budgets, tight)
@@ -330,6 +334,33 @@ def _distortions(
             curve = np.interp(np.linspace(0, 1, size + 1), shares, worst)
         found.append(np.array([curve[size - count] for count in ladder.counts]))
     return found
+
+
+def _damages(ladders: list[_Ladder], scores: Scores) -> list[Scores]:
+    """In place of distortions where only scores are known: what has left, each step counted more
+    the more has left before it, as in the ``balanced`` ranking."""
+    found = []
+    for ladder in ladders:
+        size = len(ladder.order)
+        damage = [0.0]
+        for before, after in pairwise(ladder.counts):
+            leaving = ladder.order[size - before : size - after]
+            damage.append(damage[-1] + float(scores[leaving].sum()) * (1 - after / size))
+        found.append(np.array(damage))
+    return found
+
+
+def thinned(analysis: Analysis, scores: Scores, target: Target, share: float) -> Mask:
+    """Units that leave so that every group keeps about ``share`` of its own, on the grid."""
+    held = _units_that_hold_an_axis_open(analysis, scores, target)
+    whole = blocks(analysis, target)
+    groups = analysis.coupling.groups
+    ladders = [_ladder(analysis, group, scores, target, held, whole) for group in groups]
+    levels = [
+        int(np.argmin(np.abs(np.array(ladder.counts) / len(ladder.order) - share)))
+        for ladder in ladders
+    ]
+    return _mask(ladders, np.array(levels, dtype=np.int64), analysis.coupling.n_units)
 
 
 def _steps_by_damage(distortions: list[Scores], levels: NDArray[np.int64]) -> list[tuple[int, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,13 +27,15 @@ KINDS = ("macs", "params", "bytes", "traffic", "memory")
 class Costs:
     """MACs for one inference at the analysed shapes, parameters, bytes of the file, and traffic:
     elements that the operators with MACs read and write besides their weights. Memory is the most
-    bytes of activations that are in use at once."""
+    bytes of activations that are in use at once; ``latency`` is in milliseconds, 0 where nothing
+    predicts it."""
 
     macs: float
     params: float
     bytes: float
     traffic: float
     memory: float
+    latency: float = 0.0
 
     def of(self, kind: str) -> float:
         return float(getattr(self, kind))
@@ -60,9 +62,11 @@ class CostModel:
     terms: dict[str, _Terms]
     fixed: dict[str, float]
     buffers: Buffers  # what is in use when; the terms of memory are theirs, in their order
+    timed: Callable[[Mask], float] | None = None  # predicts milliseconds
 
     def of(self, removed: Mask) -> Costs:
-        return Costs(**{kind: self._total(kind, removed) for kind in KINDS})
+        values = {kind: self._total(kind, removed) for kind in KINDS}
+        return Costs(**values, latency=self.timed(removed) if self.timed is not None else 0.0)
 
     def _total(self, kind: str, removed: Mask) -> float:
         """Terms add up; of memory, those at the step where they come to most."""

@@ -139,6 +139,21 @@ budget_options = _options(
         metavar="R",
         help="Share of the activations' bytes in use at once.",
     ),
+    click.option(
+        "--target-latency",
+        "latency",
+        type=SHARE,
+        metavar="R",
+        help="Share of the latency, with --provider, --threads and --input-shape; measured against "
+        "the original and within 3 %, else exit 7 (too slow) or 4.",
+    ),
+    click.option(
+        "--target-latency-ms",
+        "latency_ms",
+        type=click.FloatRange(0, min_open=True),
+        metavar="X",
+        help="The same in milliseconds.",
+    ),
 )
 drop_option = _options(
     click.option(

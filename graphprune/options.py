@@ -21,14 +21,16 @@ SPREADS = ("auto", "solved", "balanced", "global", "uniform")
 class Options:
     """Everything that decides a plan, then everything that decides how it is checked.
 
-    Budgets are the shares of the original's MACs, parameters, file size and peak activation memory
-    that may remain.
+    Budgets are the shares of the original's MACs, parameters, file size, peak activation memory and
+    latency that may remain, or milliseconds.
     """
 
     flops: float | None = None
     params: float | None = None
     size: float | None = None
     peak_memory: float | None = None
+    latency: float | None = None
+    latency_ms: float | None = None
     max_drop: float | None = None
     criterion: str | None = None  # obspa; l1 where fast
     repair: str | None = None  # obs; moments where fast
@@ -72,6 +74,18 @@ class Options:
     def check(self) -> None:
         """Refuse combinations that contradict each other."""
         asked = self.budgets()
+        if self.timed and (self.latency_ms is not None) == (self.latency is not None):
+            raise UsageError(
+                "a latency is asked for twice", hint="Give --target-latency or --target-latency-ms."
+            )
+        if self.latency_ms is not None and not self.latency_ms > 0:
+            raise UsageError(
+                f"--target-latency-ms is {self.latency_ms!r}", hint="Give one above 0."
+            )
+        if self.timed and not self.measure:
+            raise UsageError(
+                "a latency budget is held against a measurement", hint="Leave out --no-measure."
+            )
         if self.max_drop is not None and (asked or not self.max_drop > 0):
             raise UsageError(
                 f"--max-drop {self.max_drop:g} finds the smallest model itself, for a drop above 0",
@@ -95,6 +109,7 @@ class Options:
             "params": self.params,
             "bytes": self.size,
             "memory": self.peak_memory,
+            "latency": self.latency,
         }
         budgets = {kind: share for kind, share in asked.items() if share is not None}
         for kind, share in budgets.items():
@@ -102,7 +117,7 @@ class Options:
                 raise UsageError(
                     f"the {kind} budget is {share!r}", hint="A budget is a share in (0, 1]."
                 )
-        if not budgets and self.max_drop is None:
+        if not budgets and self.max_drop is None and self.latency_ms is None:
             raise UsageError(
                 "no budget is given",
                 hint="Say how much may remain, for example --target-flops 0.5.",
@@ -110,6 +125,11 @@ class Options:
         if self.spread not in SPREADS:
             raise UsageError(f"--spread {self.spread!r} is unknown", hint=", ".join(SPREADS))
         return budgets
+
+    @property
+    def timed(self) -> bool:
+        """Whether a budget is on latency."""
+        return self.latency is not None or self.latency_ms is not None
 
     @property
     def criterion_name(self) -> str:

@@ -11,6 +11,7 @@ from graphprune.analysis import Analysis, Scope
 from graphprune.cache import Cache
 from graphprune.control import regions
 from graphprune.errors import UsageError
+from graphprune.latency.predict import Latency
 from graphprune.linear import repairable
 from graphprune.model import Model, label
 from graphprune.pipeline import Context, Pipeline
@@ -31,6 +32,7 @@ class Prepared:
     registry: Registry
     original_bytes: int
     cache: Cache = NO_CACHE
+    latency: Latency | None = None  # predicts milliseconds, where a budget is on them
     moved: bool = False  # whether weights were rewritten on the way to the normal form
 
     @property
@@ -121,5 +123,5 @@ def analyse(
         offered,
         original_bytes,
         cache or NO_CACHE,
-        moved,
+        moved=moved,
     )

@@ -61,7 +61,7 @@ def session(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
-    providers = [_provider(provider, ort.get_available_providers())]
+    providers = [provider_of(provider, ort.get_available_providers())]
     try:
         if not optimise and model.weight_bytes > LARGE:
             return _mapped_session(model, options, providers)
@@ -105,7 +105,7 @@ def _mapped_session(model: Model, options: Any, providers: list[str]) -> Any:
     return ort.InferenceSession(proto.SerializeToString(), options, providers)
 
 
-def _provider(name: str, available: Sequence[str]) -> str:
+def provider_of(name: str, available: Sequence[str]) -> str:
     wanted = {p.removesuffix("ExecutionProvider").lower(): p for p in available}
     if name.lower() not in wanted:
         raise UsageError(

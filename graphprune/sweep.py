@@ -15,7 +15,13 @@ from graphprune.output import written_beside
 from graphprune.report.sweep import sweep_csv, sweep_svg
 from graphprune.result import Point, Result, Summary, Sweep
 
-OPTION = {"flops": "flops", "params": "params", "size": "size", "memory": "peak_memory"}
+OPTION = {
+    "flops": "flops",
+    "params": "params",
+    "size": "size",
+    "memory": "peak_memory",
+    "latency": "latency",
+}
 
 
 def sweep(

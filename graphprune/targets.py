@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import tomllib
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from graphprune.errors import UsageError
+from graphprune.tables import Counts, lines, parse
 
 KEYS = {
     "name",
@@ -21,12 +23,16 @@ KEYS = {
     "fewest_steps",
     "block",
     "whole",
+    "latency",
+    "latency_command",
+    "rates",
 }
 
 
 @dataclass(frozen=True)
 class Target:
-    """Channel multiples by operator, and the least number of channels a layer keeps."""
+    """Channel multiples by operator, and the least number of channels a layer keeps. What a target
+    says of latency decides instead of this machine: a table, or a command that asks the device."""
 
     name: str
     description: str = ""
@@ -38,6 +44,9 @@ class Target:
     whole: tuple[str, ...] = ()  # operators that leave that layout unless blocks are whole
     strict: bool = False  # --round-to: the grid is never made finer
     fixed_minimum: bool = False  # --min-channels: the minimum is never lowered
+    latency: Mapping[str, Mapping[Counts, float]] = field(default_factory=dict)  # microseconds
+    latency_command: str = ""
+    rates: Mapping[str, float] = field(default_factory=dict)  # MACs per microsecond, by operator
 
     def multiple_of(self, operator: str) -> int:
         return self.multiple.get(operator, self.multiple.get("default", 1))
@@ -137,6 +146,14 @@ def _parse(text: str, where: str) -> Target:
         raise UsageError(
             "multiples, minimum, fewest_steps and block must be whole numbers from 1 on", where
         )
+    rates = data.get("rates", {})
+    if not isinstance(rates, dict) or not all(
+        type(rate) in (int, float) and rate > 0 for rate in rates.values()
+    ):
+        raise UsageError("`rates` must be a table of MACs per microsecond, above 0", where)
+    command = data.get("latency_command", "")
+    if not isinstance(command, str):
+        raise UsageError("latency_command must be a text", where)
     return Target(
         str(data.get("name", Path(where).stem)),
         str(data.get("description", "")),
@@ -146,4 +163,33 @@ def _parse(text: str, where: str) -> Target:
         fewest,
         block,
         tuple(whole),
+        latency=parse(data.get("latency", []), where),
+        latency_command=command,
+        rates={str(operator): float(rate) for operator, rate in rates.items()},
     )
+
+
+def as_toml(target: Target) -> str:
+    """The target as a file that ``--target-hardware`` takes."""
+    said = [
+        f"name = {json.dumps(target.name)}",
+        f"description = {json.dumps(target.description)}",
+        f"minimum = {target.minimum}",
+        f"fewest_steps = {target.fewest_steps}",
+        f"macs_per_element = {target.macs_per_element:g}",
+        f"block = {target.block}",
+        f"whole = {json.dumps(list(target.whole))}",
+        *(
+            [f"latency_command = {json.dumps(target.latency_command)}"]
+            * bool(target.latency_command)
+        ),
+        "",
+        "[multiple]",
+        *(f"{json.dumps(operator)} = {step}" for operator, step in target.multiple.items()),
+        "",
+        "[rates]  # MACs per microsecond, for what is not in the table",
+        *(f"{json.dumps(operator)} = {rate:.6g}" for operator, rate in target.rates.items()),
+        "",
+        *lines(target.latency),
+    ]
+    return "\n".join(said)

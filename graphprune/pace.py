@@ -1,0 +1,200 @@
+"""Latency budgets: tables attached to the cost model, and plans corrected by what is measured."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from graphprune.budget import thinned
+from graphprune.cut import cut
+from graphprune.errors import LatencyGateError, TargetError, UsageError
+from graphprune.latency.device import Command, Device, OnnxRuntime
+from graphprune.latency.predict import Latency
+from graphprune.model import Model
+from graphprune.options import Options
+from graphprune.planning import Judged, decide
+from graphprune.prepared import Prepared
+from graphprune.repair.damage import silent
+from graphprune.runtime import random_inputs
+from graphprune.study import Progress
+from graphprune.tables import Table, keep, read
+from graphprune.targets import Target, choose
+from graphprune.validate import Verdict
+
+WITHIN = 0.03  # relative: how near its budget a measured latency must be
+NEAR_ENOUGH = 0.007  # relative: nearer than that the noise of measuring decides
+PACED_ROUNDS = 61  # of the result against the original
+TRIES = 6  # plans measured
+FITTED_AT = 0.25  # share of every group in the second model that the prediction is laid through
+
+
+@dataclass(frozen=True)
+class Paced:
+    """What measuring plans found: margins to plan with, and the latency of that plan."""
+
+    margins: Mapping[str, float]
+    ratio: float | None  # of the original's latency; None where nothing could be measured
+    note: str
+
+
+def timed(prepared: Prepared, options: Options) -> Prepared:
+    """``prepared`` with a cost model that predicts milliseconds, laid through two measurements."""
+    target = _target(prepared, options)
+    known = bool(target.latency) and not target.latency_command
+    device = None if known else device_of(target, options.threads, options.provider)
+    path = _kept(prepared, device)
+    table = (
+        Table({form: dict(rows) for form, rows in target.latency.items()})
+        if path is None
+        else read(path)
+    )
+    analysis = prepared.analysis
+    latency = Latency(analysis, target, table, device)
+    if device is not None:
+        small = thinned(analysis, np.zeros(analysis.coupling.n_units), target, FITTED_AT)
+        feeds = random_inputs(prepared.original, analysis.shapes, options.scoring.seed)
+        whole, ratio = device.pair(prepared.original, _without(prepared, small), feeds)
+        latency.fit(whole, small, ratio)
+    if path is not None and table.grown:
+        keep(table, path)
+    cost = replace(analysis.cost, timed=latency)
+    return replace(prepared, analysis=replace(analysis, cost=cost), latency=latency)
+
+
+def paced(
+    prepared: Prepared, judged: Judged, options: Options, progress: Progress = silent
+) -> Paced:
+    """Decide, cut and measure, and ask for more or less by what that finds, until the measured
+    latency is the budget's or the grid has nothing nearer."""
+    latency = prepared.latency
+    assert latency is not None
+    assert options.latency is not None
+    if latency.device is None:
+        return Paced({}, None, _by_table(latency))
+    analysis = prepared.analysis
+    whole = latency(analysis.nothing_removed)
+    feeds = random_inputs(prepared.original, analysis.shapes, options.scoring.seed)
+    margin, best, seen = 0.0, Paced({}, None, ""), set()
+    for trial in range(TRIES):
+        progress(trial / TRIES)
+        removed = decide(prepared, judged, options, {"latency": margin}).removed
+        if removed.tobytes() in seen:
+            break
+        seen.add(removed.tobytes())
+        predicted = latency(removed) / whole
+        ratio = latency.device.pair(prepared.original, _without(prepared, removed), feeds)[1]
+        if best.ratio is None or _miss(ratio, options.latency) < _miss(best.ratio, options.latency):
+            note = f"latency predicted {predicted:.3f}, measured {ratio:.3f} of the original's"
+            best = Paced({"latency": margin}, ratio, note)
+        if _miss(ratio, options.latency) <= NEAR_ENOUGH:
+            break
+        margin = whole * (options.latency - options.latency * predicted / ratio)
+    _keep(prepared, latency)
+    return best
+
+
+def _by_table(latency: Latency) -> str:
+    unknown = latency.unknown
+    rest = f"; {unknown:.0%} of the MACs are not in it and went by their number" if unknown else ""
+    return f"latency as the table of target {latency.target.name} has it, not measured here{rest}"
+
+
+def _miss(ratio: float, asked: float) -> float:
+    return abs(ratio / asked - 1)
+
+
+def in_milliseconds(prepared: Prepared, options: Options) -> Options:
+    """``--target-latency-ms`` as a share of what the original takes."""
+    if options.latency_ms is None:
+        return options
+    assert prepared.latency is not None
+    whole = prepared.latency(prepared.analysis.nothing_removed)
+    if options.latency_ms >= whole:
+        raise UsageError(
+            f"the model takes {whole:.3g} ms already, less than the {options.latency_ms:g} asked",
+            hint="Ask for less than that.",
+        )
+    return replace(options, latency=options.latency_ms / whole, latency_ms=None)
+
+
+def held(
+    prepared: Prepared, result: Model, verdict: Verdict, options: Options
+) -> tuple[Verdict, tuple[str, ...]]:
+    """The verdict, measured once more where it misses the budget, and what the report says of it.
+    Where times come from a command that is asked instead; a table alone has nothing to measure."""
+    latency = prepared.latency
+    assert latency is not None
+    assert options.latency is not None
+    if latency.device is None:
+        return verdict, ()
+    ours = isinstance(latency.device, OnnxRuntime)
+    if ours and verdict.latency_ratio is not None:
+        ratio = verdict.latency_ratio[0]
+        if _miss(ratio, options.latency) <= WITHIN:
+            return verdict, ()
+    analysis = prepared.analysis
+    feeds = random_inputs(prepared.original, analysis.shapes, options.scoring.seed)
+    before, ratio = latency.device.pair(prepared.original, result, feeds)
+    if ours:
+        verdict = replace(
+            verdict, latency=(before, before * ratio), latency_ratio=(ratio, ratio, ratio)
+        )
+    said = f"{latency.device.key}: {ratio:.3f} of the original's latency"
+    missed = _checked(options.latency, ratio, options.allow_miss)
+    return verdict, tuple(note for note in (None if ours else said, missed) if note)
+
+
+def _checked(asked: float, ratio: float, allow_miss: bool) -> str | None:
+    """A note where the measured latency is further from the budget than it may be.
+
+    Raises ``LatencyGateError`` where that is too slow, ``TargetError`` where it is too fast, unless
+    misses are allowed.
+    """
+    if _miss(ratio, asked) <= WITHIN:
+        return None
+    what = f"measured latency is {ratio:.3f} of the original's, {asked:.3f} was asked"
+    if allow_miss:
+        return f"budget missed: {what}"
+    hint = "Nothing was written. Measure on a quiet machine, or take it with --allow-miss"
+    if ratio > asked:
+        raise LatencyGateError(f"{what}: too slow", hint=f"{hint}.")
+    raise TargetError(
+        f"{what}: the grid has nothing nearer", hint=f"{hint}, or take a finer --round-to."
+    )
+
+
+def _target(prepared: Prepared, options: Options) -> Target:
+    return choose(
+        prepared.registry.targets, options.hardware, options.round_to, options.min_channels
+    )
+
+
+def device_of(target: Target, threads: int, provider: str) -> Device:
+    """What the target is measured on: what its command asks, else this machine."""
+    if target.latency_command:
+        return Command(target.latency_command)
+    return OnnxRuntime(threads, provider)
+
+
+def _kept(prepared: Prepared, device: Device | None) -> Path | None:
+    """Where the device's table is kept: with the model's other results, by all it depends on."""
+    folder = prepared.cache.folder
+    if device is None or folder is None:
+        return None
+    return folder / f"latency-{hashlib.sha256(device.key.encode()).hexdigest()[:16]}.toml"
+
+
+def _keep(prepared: Prepared, latency: Latency) -> None:
+    path = _kept(prepared, latency.device)
+    if path is not None and latency.table.grown:
+        keep(latency.table, path)
+
+
+def _without(prepared: Prepared, removed: np.ndarray) -> Model:
+    analysis = prepared.analysis
+    alive = analysis.coupling.alive(removed)
+    return cut(analysis.model, analysis.shapes, analysis.coupling, alive)[0].closed
