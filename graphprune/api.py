@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,14 @@ from graphprune.cache import Cache, beside
 from graphprune.cost import count_params
 from graphprune.coupling import USUAL_UNITS, Mask
 from graphprune.criteria import Scoring
-from graphprune.errors import AccuracyGateError, LatencyGateError, UsageError
+from graphprune.errors import (
+    AccuracyGateError,
+    GraphPruneError,
+    LatencyGateError,
+    TargetError,
+    UsageError,
+    VerificationError,
+)
 from graphprune.interface import reshaped
 from graphprune.memory import fitted, too_large
 from graphprune.model import Model
@@ -30,15 +37,16 @@ from graphprune.planning import FALLBACK, Judged, decide, judge, rehearse, writt
 from graphprune.prepared import Prepared, analyse, prepare, registry
 from graphprune.repair.damage import Repaired, silent
 from graphprune.result import Result, Summary
-from graphprune.search import best_weights, smallest_within
+from graphprune.search import best_weights, error_on, smallest_within
 from graphprune.storage import load, source_bytes
 from graphprune.study import Progress, Study, repaired, study
 from graphprune.targets import choose
 from graphprune.validate import Proof, Verdict, measure, scorer_of, verify, verify_normal
 
-__all__ = ["analyse", "apply", "plan", "prepare", "prune", "registry"]
+__all__ = ["analyse", "apply", "plan", "prepare", "prune", "prune_each", "registry"]
 
 MARGIN = 64  # bytes kept free when a file's size is the budget
+MISSED = (TargetError, VerificationError, AccuracyGateError, LatencyGateError)  # one plan's own
 Stage = Callable[[str], AbstractContextManager[Progress]]
 Done = TypeVar("Done")
 
@@ -69,8 +77,8 @@ def prune(
 ) -> Result:
     """Prune ``model`` to a budget.
 
-    ``flops``, ``params`` and ``size`` are shares in (0, 1] that may remain; the other keywords are
-    the fields of ``Options``. With ``output`` the result is also written there.
+    ``flops``, ``params``, ``size`` and ``peak_memory`` are shares in (0, 1] that may remain; the
+    other keywords are the fields of ``Options``. With ``output`` the result is also written there.
 
     >>> result = prune("models/fashion_resnet.onnx", flops=0.5)      # doctest: +SKIP
     >>> print(result)                                                # doctest: +SKIP
@@ -81,20 +89,55 @@ def prune(
     clock = Clock(stage)
     studied, chosen = _studied(model, output, chosen, clock)
     judged = clock("score", lambda progress: judge(studied, chosen, progress))
-    share, weights = None, None
-    if chosen.max_drop is not None:
-        share = clock("search", lambda progress: smallest_within(studied, judged, chosen, progress))
-    if chosen.search:
-        weights = clock(
-            "search", lambda progress: best_weights(studied, judged, chosen, share, progress)
-        )
-    found = None
-    if chosen.latency is not None:
-        found = clock("pace", lambda progress: paced(studied.prepared, judged, chosen, progress))
-    made = _made(studied, judged, chosen, clock, share, weights, found)
-    result = _judge(studied, made, chosen, clock, found)
-    clock("save", lambda _: write_result(result, made.model, output, plan_out))
+    result = _pruned(studied, judged, chosen, clock)
+    clock("save", lambda _: write_result(result, result.made, output, plan_out))
     return replace(result, seconds=dict(clock.seconds))
+
+
+def prune_each(
+    model: str | Path | onnx.ModelProto,
+    asked: Sequence[Mapping[str, Any]],
+    outputs: Sequence[Path | None],
+    clock: Clock,
+    **options: Any,
+) -> Iterator[tuple[Result | GraphPruneError, float | None]]:
+    """As ``prune`` for each of several budgets, from one analysis, one set of calibration inputs
+    and one set of scores: the result, and the error of its outputs (``search.error_on``) where it
+    was to be measured.
+
+    ``asked`` are the options in which they differ, the least demanding first: what that one cannot
+    have is an error; what another cannot have comes in place of its result. ``clock`` takes the
+    seconds of what all share, a result those of its own.
+    """
+    variants = [Options.of(**{**options, **each}) for each in asked]
+    for variant, output in zip(variants, outputs, strict=True):
+        variant.check()
+        check_outputs(model, output, None)
+    studied, chosen = _studied(model, outputs[0], variants[0], clock)
+    for output in outputs:
+        check_data(studied.prepared.original, output)
+    judged = clock("score", lambda progress: judge(studied, chosen, progress))
+    error_of = error_on(studied)
+    for each, output in zip(asked, outputs, strict=True):
+        yield _one_of_several(studied, judged, replace(chosen, **each), output, error_of, clock)
+
+
+def _one_of_several(
+    studied: Study,
+    judged: Judged,
+    options: Options,
+    output: Path | None,
+    error_of: Callable[[Model], float],
+    shared: Clock,
+) -> tuple[Result | GraphPruneError, float | None]:
+    clock = Clock(shared.stage)
+    try:
+        result = _pruned(studied, judged, options, clock)
+    except MISSED as failure:
+        return failure, None
+    error = clock("measure", lambda _: error_of(result.made)) if options.measure else None
+    clock("save", lambda _: write_result(result, result.made, output, None))
+    return replace(result, seconds=dict(clock.seconds)), error
 
 
 def plan(prepared: Prepared, options: Options) -> tuple[Plan, Decision]:
@@ -136,6 +179,24 @@ def _studied(
         clock("plan", lambda _: rehearse(prepared, options))
     studied = clock("calibrate", lambda progress: study(prepared, options, progress))
     return replace(studied, notes=notes), options
+
+
+def _pruned(studied: Study, judged: Judged, options: Options, clock: Clock) -> Result:
+    """Search where that is asked for, then plan, cut, prove, repair and measure."""
+    share, weights = None, None
+    if options.max_drop is not None:
+        share = clock(
+            "search", lambda progress: smallest_within(studied, judged, options, progress)
+        )
+    if options.search:
+        weights = clock(
+            "search", lambda progress: best_weights(studied, judged, options, share, progress)
+        )
+    found = None
+    if options.latency is not None:
+        found = clock("pace", lambda progress: paced(studied.prepared, judged, options, progress))
+    made = _made(studied, judged, options, clock, share, weights, found)
+    return _judge(studied, made, options, clock, found)
 
 
 @dataclass(frozen=True)
@@ -389,12 +450,20 @@ def _summaries(prepared: Prepared, made: _Made, verdict: Verdict) -> tuple[Summa
     latency = verdict.latency or (None, None)
     accuracy = verdict.accuracy or (None, None)
     return (
-        Summary(before.macs, before.params, prepared.original_bytes, latency[0], accuracy[0]),
+        Summary(
+            before.macs,
+            before.params,
+            prepared.original_bytes,
+            latency[0],
+            accuracy[0],
+            before.memory,
+        ),
         Summary(
             after.macs,
             count_params(made.model) if made.repairs else after.params,
             made.model.stored_bytes,
             latency[1],
             accuracy[1],
+            after.memory,
         ),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,15 +14,21 @@ from graphprune.analysis import Analysis
 from graphprune.coupling import Group, Mask
 from graphprune.errors import NothingPrunableError, TargetError
 from graphprune.knapsack import solve
+from graphprune.layout import FREE, Blocks, blocks
 from graphprune.relations import Role
 from graphprune.targets import Target
 
 SLACK = 0.02  # a result further below its budget than this is said to be limited by the grid
 MOST_GIVEN_BACK = 256  # tries; each costs one evaluation of the whole cost model
 MOST_EXCHANGES = 256  # tries to come nearer a budget with another mix of counts
-OPTION = {"macs": "--target-flops", "params": "--target-params", "bytes": "--target-size"} | {
-    "latency": "--target-latency"
+OPTION = {
+    "macs": "--target-flops",
+    "params": "--target-params",
+    "bytes": "--target-size",
+    "memory": "--target-memory",
+    "latency": "--target-latency",
 }
+MOST_STEPS = 128  # of those above a memory budget, the highest: each is a constraint of its own
 Scores = NDArray[np.float64]
 
 
@@ -41,6 +47,11 @@ class _Ladder:
 
     order: NDArray[np.int64]
     counts: list[int]
+
+    @property
+    def whole(self) -> _Ladder:
+        """The same without a step down."""
+        return _Ladder(self.order, self.counts[:1])
 
     def removed_at(self, level: int) -> NDArray[np.int64]:
         return self.order[: len(self.order) - self.counts[level]]
@@ -78,7 +89,8 @@ def allocate(
     grid = target
     while True:
         held = _units_that_hold_an_axis_open(analysis, scores, grid)
-        ladders = [_ladder(analysis, group, scores, grid, held) for group in coupling.groups]
+        whole = blocks(analysis, grid)
+        ladders = [_ladder(analysis, group, scores, grid, held, whole) for group in coupling.groups]
         last = np.array([len(ladder.counts) - 1 for ladder in ladders], dtype=np.int64)
         least = _mask(ladders, last, coupling.n_units)
         reach = analysis.cost.of(least)
@@ -89,6 +101,9 @@ def allocate(
             return _missed(budgets, shares, least, target, allow_miss)
         grid = grid.halved()
         notes = (_finer_note(target, grid),)
+    if budgets.keys() == {"memory"}:  # elsewhere nothing is gained by removing anything
+        useful = analysis.cost.in_use_above(limits["memory"])
+        ladders = [ladder if useful[ladder.order].any() else ladder.whole for ladder in ladders]
     weight = _macs_per_time(analysis, ladders, target)
     steps = _ranked_steps(ladders, scores, spread, weight)
 
@@ -110,10 +125,11 @@ def allocate(
         )
 
         def costs(levels: NDArray[np.int64]) -> Mapping[str, float]:
-            after = analysis.cost.of(_mask(ladders, levels, coupling.n_units))
-            return {kind: after.of(kind) for kind in budgets}
+            return _evaluated(analysis, _mask(ladders, levels, coupling.n_units), budgets, tight)
 
-        start = solve(distortions, costs, limits, start)
+        tight = _tight_steps(analysis, limits)
+        found = solve(distortions, costs, _step_by_step(limits, tight), start)
+        start = found if fits(found) else start
         steps = _steps_by_damage(distortions, start)
         low = len(steps)
 
@@ -127,6 +143,32 @@ def allocate(
         levels = _closer(levels, ladders, steps, fits, gap)
     removed = _mask(ladders, levels, coupling.n_units)
     return Decision(removed, grid, (*notes, *_grid_notes(budgets, gap(levels), grid)))
+
+
+def _tight_steps(analysis: Analysis, limits: Mapping[str, float]) -> NDArray[np.int64]:
+    """Where a budget on memory binds: each of these steps must hold it. Taken together they are a
+    maximum, which no single group may lower, so that nothing would seem worth removing."""
+    if "memory" not in limits:
+        return np.empty(0, np.int64)
+    return analysis.cost.steps_above(limits["memory"], MOST_STEPS)
+
+
+def _step_by_step(limits: Mapping[str, float], tight: NDArray[np.int64]) -> dict[str, float]:
+    """The limits, that on memory once for each of its steps."""
+    apart = {f"memory at {step}": limits["memory"] for step in tight}
+    return {kind: limit for kind, limit in limits.items() if kind != "memory"} | apart
+
+
+def _evaluated(
+    analysis: Analysis, removed: Mask, kinds: Iterable[str], tight: NDArray[np.int64]
+) -> dict[str, float]:
+    """Costs by the names of ``_step_by_step``."""
+    after = analysis.cost.of(removed)
+    found = {kind: after.of(kind) for kind in kinds if kind != "memory"}
+    if not len(tight):
+        return found
+    live = analysis.cost.live(removed)
+    return found | {f"memory at {step}": float(live[step]) for step in tight}
 
 
 def _missed(
@@ -172,15 +214,23 @@ def _grid_notes(budgets: Mapping[str, float], gap: float, target: Target) -> tup
 
 
 def _ladder(
-    analysis: Analysis, group: Group, scores: Scores, target: Target, held: Mask
+    analysis: Analysis,
+    group: Group,
+    scores: Scores,
+    target: Target,
+    held: Mask,
+    whole: Mapping[int, Blocks],
 ) -> _Ladder:
     importance = np.where(held[group.units], np.inf, scores[group.units])
     order = group.units[np.argsort(importance, kind="stable")]
     step, width = _step_of(analysis, group, target)
     size = len(group)
-    while not target.strict and size < target.fewest_steps * step and step % 2 == 0:
+    block = whole.get(group.index, FREE)
+    step = math.lcm(step, block.step)
+    while not target.strict and size < target.fewest_steps * step and step % (2 * block.step) == 0:
         step //= 2
-    least = max(1, math.ceil(target.minimum / width), int(held[group.units].sum()))
+    kept = int(held[group.units].sum())
+    least = max(1, math.ceil(target.minimum / width), block.least, kept)
     counts = [k for k in range(size // step * step, 0, -step) if k >= least]
     return _Ladder(order, sorted({size, *counts}, reverse=True))
 
@@ -218,8 +268,11 @@ def _units_that_hold_an_axis_open(analysis: Analysis, scores: Scores, target: Ta
         return held
     width = coupling.widths(axes)
     lengths = np.array([len(a) for a in axes])
+    whole = blocks(analysis, target)
     while True:
-        ladders = [_ladder(analysis, group, scores, target, held) for group in coupling.groups]
+        ladders = [
+            _ladder(analysis, group, scores, target, held, whole) for group in coupling.groups
+        ]
         last = np.array([len(ladder.counts) - 1 for ladder in ladders])
         removed = _mask(ladders, last, coupling.n_units)
         empty = np.flatnonzero(lengths - width @ removed <= 0)
@@ -300,7 +353,9 @@ def _damages(ladders: list[_Ladder], scores: Scores) -> list[Scores]:
 def thinned(analysis: Analysis, scores: Scores, target: Target, share: float) -> Mask:
     """Units that leave so that every group keeps about ``share`` of its own, on the grid."""
     held = _units_that_hold_an_axis_open(analysis, scores, target)
-    ladders = [_ladder(analysis, group, scores, target, held) for group in analysis.coupling.groups]
+    whole = blocks(analysis, target)
+    groups = analysis.coupling.groups
+    ladders = [_ladder(analysis, group, scores, target, held, whole) for group in groups]
     levels = [
         int(np.argmin(np.abs(np.array(ladder.counts) / len(ladder.order) - share)))
         for ladder in ladders

@@ -13,9 +13,13 @@ from graphprune.errors import GraphPruneError, UsageError
 from graphprune.flags import (
     SEED,
     Shape,
+    Shares,
     budget_options,
     check_options,
+    drop_option,
     output_options,
+    place_options,
+    plan_options,
     run_options,
     scope_options,
 )
@@ -61,7 +65,10 @@ def cli() -> None:
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @budget_options
+@drop_option
+@plan_options
 @scope_options
+@place_options
 @check_options
 @run_options
 @output_options
@@ -88,7 +95,61 @@ def prune(model: Path, output: Path | None, plan_out: Path | None, **given: Any)
 
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
+@click.option("--targets", type=Shares(), required=True, help="Shares that may remain.")
+@click.option(
+    "--by",
+    default="flops",
+    show_default=True,
+    type=click.Choice(["flops", "params", "size", "memory", "latency"]),
+    help="Of what; the options --target-… hold for every plan besides.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Of the models MODEL.pruned-R.onnx, the table MODEL.sweep.csv and the plot "
+    "MODEL.sweep.svg.  [default: the model's]",
+)
+@budget_options
+@plan_options
+@scope_options
+@check_options
+@run_options
+@output_options
+def sweep(
+    model: Path,
+    targets: tuple[float, ...],
+    by: str,
+    output: Path | None,
+    **given: Any,
+) -> int:
+    """Prune MODEL to several budgets from one analysis, and compare.
+
+    One set of calibration inputs and statistics serves all. A target out of reach, or stopped by a
+    gate, is a row of its own; the others are made, and the exit code is the first one's.
+
+    \b
+    graphprune sweep model.onnx --targets 0.3,0.5,0.7
+    """
+    from dataclasses import fields
+
+    from graphprune.report.sweep import sweep_document, sweep_table
+    from graphprune.sweep import sweep as make
+
+    say = Voice(given)
+    options = _prune_options(given)
+    keywords = {f.name: getattr(options, f.name) for f in fields(options)}
+    folder = model.parent if output is None else output
+    made = make(model, targets, by, output=folder, stage=say.stage, **keywords)
+    say.content(sweep_table(made), sweep_document(made, model))
+    return made.exit_code
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
 @click.argument("plan", type=click.Path(path_type=Path))
+@place_options
 @check_options
 @run_options
 @output_options
@@ -304,6 +365,8 @@ def _check_options(given: dict[str, Any]) -> Options:
 
     names = ("verify", "measure", "eval_data", "max_accuracy_drop", "min_speedup", "memory")
     calib = given["calib"]
+    if given.get("per_operator") and not given["measure"]:
+        raise UsageError("--per-operator needs the latency measurement")
     return Options(
         **{name: given[name] for name in (*names, "cache")},
         calib=None if calib in (None, "none") else Path(calib),
@@ -321,6 +384,7 @@ def _prune_options(given: dict[str, Any]) -> Options:
         "flops",
         "params",
         "size",
+        "peak_memory",
         "latency",
         "latency_ms",
         "max_drop",
@@ -340,7 +404,7 @@ def _prune_options(given: dict[str, Any]) -> Options:
     )
     return replace(
         _check_options(given),
-        **{name: given[name] for name in names},
+        **{name: given[name] for name in names if name in given},
         scoring=Scoring(given["reduce_"], given["aggregate"], given["normalise"], given["seed"]),
         protect=tuple(given["protect"]),
         only=tuple(given["only"]),
@@ -352,8 +416,10 @@ def _prune_options(given: dict[str, Any]) -> Options:
 def main() -> None:
     """Entry point: every expected error is one message and its exit code."""
     try:
-        cli.main(standalone_mode=False)
+        code = cli.main(standalone_mode=False)
         sys.stdout.flush()
+        if code:
+            sys.exit(code)
     except GraphPruneError as error:
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
         click.echo(f"graphprune: error: {error}{notes}", err=True)

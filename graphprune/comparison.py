@@ -56,6 +56,7 @@ def compare(
         ("MACs", f"{costs[0].macs:,.0f}", f"{costs[1].macs:,.0f}"),
         ("parameters", f"{costs[0].params:,.0f}", f"{costs[1].params:,.0f}"),
         ("bytes", f"{first.original_bytes:,}", f"{second.original_bytes:,}"),
+        ("activations at once", f"{costs[0].memory:,.0f}", f"{costs[1].memory:,.0f}"),
         ("nodes", len(first.original.nodes), len(second.original.nodes)),
         ("same interface", "", signatures[0] == signatures[1]),
         ("largest output difference (relative)", "", f"{error:.3g}"),

@@ -1,4 +1,4 @@
-"""What a model costs: MACs, parameters and bytes, as exact functions of the units that leave."""
+"""What a model costs: MACs, parameters, bytes and memory, as exact functions of what leaves."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from scipy.sparse import csr_array
 
 from graphprune.control import regions
 from graphprune.coupling import FLOAT_TYPES, Coupling, Mask
+from graphprune.liveness import Buffers, buffers
 from graphprune.model import ELEMENT_BITS, Model, tensor_bytes
 from graphprune.shapes import Shapes
 from graphprune.slots import SlotArray
@@ -19,19 +20,21 @@ from graphprune.slots import SlotArray
 BOOL = 9
 # Weights are floats or have at most 8 bits; wider integers are biases, shapes and positions.
 WEIGHT_TYPES = FLOAT_TYPES | {kind for kind, bits in ELEMENT_BITS.items() if bits <= 8} - {BOOL}
-KINDS = ("macs", "params", "bytes", "traffic")
+KINDS = ("macs", "params", "bytes", "traffic", "memory")
 
 
 @dataclass(frozen=True)
 class Costs:
     """MACs for one inference at the analysed shapes, parameters, bytes of the file, and traffic:
-    elements that the operators with MACs read and write besides their weights. ``latency`` is in
-    milliseconds, 0 where nothing predicts it."""
+    elements that the operators with MACs read and write besides their weights. Memory is the most
+    bytes of activations that are in use at once; ``latency`` is in milliseconds, 0 where nothing
+    predicts it."""
 
     macs: float
     params: float
     bytes: float
     traffic: float
+    memory: float
     latency: float = 0.0
 
     def of(self, kind: str) -> float:
@@ -47,7 +50,7 @@ class _Terms:
 
     coefficient: NDArray[np.float64]  # [terms]
     factor: NDArray[np.int64]  # [terms, widest], index into the extents; the last extent is 1
-    owner: NDArray[np.int64]  # [terms], a node's or an initialiser's index
+    owner: NDArray[np.int64]  # [terms], a node's, an initialiser's or a buffer's index
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,25 @@ class CostModel:
     width: csr_array  # [extents + 1, units]
     terms: dict[str, _Terms]
     fixed: dict[str, float]
+    buffers: Buffers  # what is in use when; the terms of memory are theirs, in their order
     timed: Callable[[Mask], float] | None = None  # predicts milliseconds
 
     def of(self, removed: Mask) -> Costs:
-        values = {kind: self.per_term(kind, removed).sum() + self.fixed[kind] for kind in KINDS}
+        values = {kind: self._total(kind, removed) for kind in KINDS}
         return Costs(**values, latency=self.timed(removed) if self.timed is not None else 0.0)
 
+    def _total(self, kind: str, removed: Mask) -> float:
+        """Terms add up; of memory, those at the step where they come to most."""
+        if kind == "memory":
+            return float(self.live(removed).max())
+        return float(self.per_term(kind, removed).sum()) + self.fixed[kind]
+
+    def live(self, removed: Mask) -> NDArray[np.float64]:
+        """Bytes of activations in use before the first node, and at each node [nodes + 1]."""
+        return self.buffers.live(self.per_term("memory", removed))
+
     def per_term(self, kind: str, removed: Mask) -> NDArray[np.float64]:
-        """Each node's MACs, or each initialiser's parameters or bytes."""
+        """Each node's MACs, each initialiser's parameters or bytes, or each buffer's bytes."""
         extent = self.length - self.width @ removed.astype(np.float64)
         terms = self.terms[kind]
         return np.asarray(terms.coefficient * extent[terms.factor].prod(axis=1))
@@ -83,9 +97,10 @@ class CostModel:
         return float(values[extents[self.terms["macs"].factor].any(axis=1)].sum())
 
     def marginal(self, kind: str) -> NDArray[np.float64]:
-        """What each unit saves if it leaves the whole model alone (first order)."""
+        """What each unit saves if it leaves the whole model alone (first order). Of memory: at the
+        step where most is in use."""
         terms = self.terms[kind]
-        share = self.per_term(kind, np.zeros(self.width.shape[1], dtype=bool))
+        share = self._counted(kind)
         per_slot = share[:, None] / self.length[terms.factor]
         slope = np.bincount(terms.factor.ravel(), per_slot.ravel(), minlength=len(self.length))
         return np.asarray(self.width.T @ slope)
@@ -93,9 +108,33 @@ class CostModel:
     def in_reach(self, kind: str) -> float:
         """Share of the cost in terms that some unit makes smaller."""
         movable = np.asarray(self.width.sum(axis=1) > 0).reshape(-1)
-        values = self.per_term(kind, np.zeros(self.width.shape[1], dtype=bool))
+        values = self._counted(kind)
         reach = movable[self.terms[kind].factor].any(axis=1)
         return float(values[reach].sum() / max(values.sum() + self.fixed[kind], 1.0))
+
+    def _counted(self, kind: str) -> NDArray[np.float64]:
+        """The whole model's terms, zero those that are not part of its cost."""
+        nothing = np.zeros(self.width.shape[1], dtype=bool)
+        values = self.per_term(kind, nothing)
+        if kind != "memory":
+            return values
+        live = self.live(nothing)
+        return np.where(self.buffers.at_any(np.arange(len(live)) == live.argmax()), values, 0.0)
+
+    def steps_above(self, limit: float, most: int) -> NDArray[np.int64]:
+        """Steps with more than ``limit`` bytes in use as long as nothing leaves, highest first."""
+        live = self.live(np.zeros(self.width.shape[1], dtype=bool))
+        fullest = self.buffers.fullest
+        found = fullest[live[fullest] > limit]
+        return np.asarray(found[np.argsort(-live[found], kind="stable")][:most])
+
+    def in_use_above(self, limit: float) -> Mask:
+        """Units of which some activation is in use at a step with more than ``limit`` bytes."""
+        above = self.live(np.zeros(self.width.shape[1], dtype=bool)) > limit
+        used = np.zeros(len(self.length), dtype=bool)
+        used[self.terms["memory"].factor[self.buffers.at_any(above)]] = True
+        used[-1] = False
+        return np.asarray(self.width.T @ used.astype(np.float64) > 0)
 
 
 def count_params(model: Model) -> float:
@@ -143,13 +182,15 @@ def cost_model(model: Model, shapes: Shapes, coupling: Coupling) -> CostModel:
         generated = node.op_type == "ConstantOfShape" and name in model.constant_names
         if generated and name in slots and shapes.dtype[name] in FLOAT_TYPES:
             enter("params", 1.0, [axis.slots for axis in slots[name]], i)
+    pieces = buffers(model, shapes, coupling.relations)
+    for i, (name, width_of_one) in enumerate(zip(pieces.tensor, pieces.element_bytes, strict=True)):
+        enter("memory", float(width_of_one), [axis.slots for axis in slots[name]], i)
     overhead = float(model.closed.skeleton.ByteSize())
     length = np.array([*(len(e) for e in extents), 1], dtype=np.float64)
     width = coupling.widths([*extents, np.empty(0, np.int64)])
     terms = {kind: _pack(entries, len(extents)) for kind, entries in raw.items()}
-    return CostModel(
-        length, width, terms, {"macs": 0.0, "params": 0.0, "bytes": overhead, "traffic": 0.0}
-    )
+    fixed = dict.fromkeys(KINDS, 0.0) | {"bytes": overhead}
+    return CostModel(length, width, terms, fixed, pieces)
 
 
 def _turns(model: Model, shapes: Shapes) -> list[float]:

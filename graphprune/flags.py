@@ -22,6 +22,19 @@ class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
             self.fail(f"{value!r} is not NAME:1,3,224,224", param, ctx)
 
 
+class Shares(click.ParamType[tuple[float, ...]]):
+    name = "R,R,…"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        try:
+            shares = tuple(float(share) for share in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not like 0.3,0.5,0.7", param, ctx)
+        if not all(0 < share <= 1 for share in shares):
+            self.fail(f"{value!r}: shares are above 0 and at most 1", param, ctx)
+        return shares
+
+
 def _options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for decorator in reversed(decorators):
@@ -76,10 +89,15 @@ output_options = _options(
     click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
     click.option("--quiet", is_flag=True, help="Nothing but errors."),
 )
-check_options = _options(
+place_options = _options(
     click.option(
         "-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL.pruned.onnx."
     ),
+    click.option(
+        "--per-operator", is_flag=True, help="Also a table of the time by type of operator."
+    ),
+)
+check_options = _options(
     click.option("--verify/--no-verify", default=True, help="Prove the cut in ONNX Runtime."),
     click.option("--measure/--no-measure", default=True, help="Latency and output difference."),
     click.option(
@@ -128,6 +146,13 @@ budget_options = _options(
         "--target-size", "size", type=SHARE, metavar="R", help="Share of the file's bytes."
     ),
     click.option(
+        "--target-memory",
+        "peak_memory",
+        type=SHARE,
+        metavar="R",
+        help="Share of the activations' bytes in use at once.",
+    ),
+    click.option(
         "--target-latency",
         "latency",
         type=SHARE,
@@ -142,6 +167,8 @@ budget_options = _options(
         metavar="X",
         help="The same in milliseconds.",
     ),
+)
+drop_option = _options(
     click.option(
         "--max-drop",
         type=click.FloatRange(0, min_open=True),
@@ -149,6 +176,8 @@ budget_options = _options(
         help="Instead of a share: the smallest model that loses at most D of the --eval score, or "
         "of the outputs (relative error) without it.",
     ),
+)
+plan_options = _options(
     click.option(
         "--criterion",
         help="obspa, wanda, flap, variance (on calibration inputs), l1, l2, fpgm, lamp, bn-scale, "

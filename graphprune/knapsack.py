@@ -39,7 +39,7 @@ def solve(
 
     for _ in range(ROUNDS):
         now = costs(current)
-        tables = {kind: _tables(distortions, costs, current, kind) for kind in limits}
+        tables = _tables(distortions, costs, current, list(limits))
         room = {kind: allowed[kind] - now[kind] for kind in limits}
         found = _chosen(distortions, tables, room, current)
         if found is None:
@@ -60,20 +60,22 @@ def _tables(
     distortions: Sequence[Values],
     costs: Callable[[Levels], Mapping[str, float]],
     current: Levels,
-    kind: str,
-) -> list[Values]:
-    """Change of the cost for every level of every group, the others staying as they are."""
-    base = costs(current)[kind]
-    tables = []
+    kinds: Sequence[str],
+) -> dict[str, list[Values]]:
+    """Change of each cost for every level of every group, the others staying as they are."""
+    base = costs(current)
+    tables: dict[str, list[Values]] = {kind: [] for kind in kinds}
     for g, curve in enumerate(distortions):
         probes = np.unique(np.linspace(0, len(curve) - 1, PROBES).round().astype(np.int64))
         probes = np.union1d(probes, [current[g]])
-        values = []
+        found = []
         for level in probes:
             other = current.copy()
             other[g] = level
-            values.append(costs(other)[kind] - base)
-        tables.append(np.interp(np.arange(len(curve)), probes, values))
+            found.append(costs(other))
+        for kind in kinds:
+            values = [after[kind] - base[kind] for after in found]
+            tables[kind].append(np.interp(np.arange(len(curve)), probes, values))
     return tables
 
 
@@ -89,10 +91,11 @@ def _chosen(
     group = np.repeat(np.arange(len(sizes)), sizes)
     one_each: csr_array = coo_array((np.ones(len(group)), (group, np.arange(len(group))))).tocsr()
     constraints = [LinearConstraint(one_each, 1, 1)]
-    for kind, rows in tables.items():
-        row = np.concatenate(list(rows))
-        scale = max(float(np.abs(row).max()), 1e-30)
-        constraints.append(LinearConstraint(row[None] / scale, -np.inf, room[kind] / scale))
+    changes = np.array([np.concatenate(list(rows)) for rows in tables.values()])
+    changes = changes.reshape(len(tables), len(objective))
+    scale = np.abs(changes).max(axis=1, initial=1e-30)
+    most = np.array([room[kind] for kind in tables]) / scale
+    constraints.append(LinearConstraint(csr_array(changes / scale[:, None]), -np.inf, most))
     spread = max(float(objective.max()), 1e-30)
     answer = milp(
         objective / spread,

@@ -21,13 +21,14 @@ SPREADS = ("auto", "solved", "balanced", "global", "uniform")
 class Options:
     """Everything that decides a plan, then everything that decides how it is checked.
 
-    Budgets are the shares of the original's MACs, parameters, file size and latency that may
-    remain, or milliseconds.
+    Budgets are the shares of the original's MACs, parameters, file size, peak activation memory and
+    latency that may remain, or milliseconds.
     """
 
     flops: float | None = None
     params: float | None = None
     size: float | None = None
+    peak_memory: float | None = None
     latency: float | None = None
     latency_ms: float | None = None
     max_drop: float | None = None
@@ -90,7 +91,7 @@ class Options:
         if self.max_drop is not None and (asked or not self.max_drop > 0):
             raise UsageError(
                 f"--max-drop {self.max_drop:g} finds the smallest model itself, for a drop above 0",
-                hint="Leave out --target-flops, --target-params and --target-size.",
+                hint="Leave out the budgets (--target-flops and others).",
             )
         if self.search and self.spread not in ("auto", "solved"):
             raise UsageError(
@@ -109,6 +110,7 @@ class Options:
             "macs": self.flops,
             "params": self.params,
             "bytes": self.size,
+            "memory": self.peak_memory,
             "latency": self.latency,
         }
         budgets = {kind: share for kind, share in asked.items() if share is not None}

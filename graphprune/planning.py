@@ -189,7 +189,8 @@ def _absent(kind: str, prepared: Prepared) -> GraphPruneError:
     if prepared.analysis.coupling.groups:
         return TargetError(
             f"the model has no {kind}: there is nothing to make less of",
-            hint="Give a budget of another kind: --target-flops, --target-params, --target-size.",
+            hint="Give a budget of another kind: --target-flops, --target-params, --target-size, "
+            "--target-memory.",
         )
     nothing = f"nothing can be pruned: no operator that is known here has any {kind}"
     return _explained(NothingPrunableError(nothing), prepared)

@@ -106,6 +106,16 @@ class Macs:
     factors: tuple[SlotArray, ...]
 
 
+@dataclass(frozen=True)
+class Reuse:
+    """The node may write its first output into the memory of input ``input``: as a ``view`` always,
+    else where nothing else reads that input any more."""
+
+    node: int
+    input: int
+    view: bool
+
+
 @dataclass
 class Relations:
     """Everything that the rules stated, in node order; filled by ``relate``, then only read."""
@@ -122,6 +132,7 @@ class Relations:
     pins: list[Pin] = field(default_factory=list)
     interface: list[Pin] = field(default_factory=list)  # graph inputs and outputs
     macs: list[Macs] = field(default_factory=list)
+    reuses: list[Reuse] = field(default_factory=list)
     roles: list[tuple[SlotArray, Role]] = field(default_factory=list)
     heads: list[SlotArray] = field(default_factory=list)
     shape_reads: list[int] = field(default_factory=list)  # nodes that read a tensor's shape

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import onnx
 
 from graphprune.analysis import Inexact, PinnedReason
+from graphprune.errors import GraphPruneError
 from graphprune.interface import Reshaped
 from graphprune.model import Model
 from graphprune.pipeline import Change
@@ -26,6 +28,46 @@ class Summary:
     bytes: int
     latency_ms: float | None = None
     accuracy: float | None = None
+    memory: float = 0.0  # bytes of activations in use at once, at most
+
+
+@dataclass(frozen=True)
+class Point:
+    """One target of a sweep: what came of it, or why nothing did."""
+
+    target: float
+    after: Summary | None = None
+    latency_ratio: float | None = None  # over the original's
+    error: float | None = None  # of the outputs, relative; see ``Sweep.error_on``
+    output: Path | None = None
+    notes: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    failure: GraphPruneError | None = None
+    best: bool = False  # no other plan is both faster and nearer to the original
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Plans of one model under several budgets on one kind of cost, the largest first."""
+
+    by: str
+    before: Summary
+    points: tuple[Point, ...]
+    error_on: str  # the inputs on which outputs were compared
+    seconds: Mapping[str, float]  # of what all plans share
+    written: tuple[Path, ...] = ()  # besides the models: the table and the plot
+
+    @property
+    def exit_code(self) -> int:
+        """That of the first target that was not met, else 0."""
+        failures = [point.failure for point in self.points if point.failure is not None]
+        return failures[0].exit_code if failures else 0
+
+    def __str__(self) -> str:
+        from graphprune.report.sweep import sweep_table
+        from graphprune.report.terminal import to_text
+
+        return to_text(sweep_table(self))
 
 
 @dataclass(frozen=True)

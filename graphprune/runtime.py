@@ -41,9 +41,11 @@ def session(
     provider: str = "cpu",
     optimise: bool = True,
     precise: bool = False,
+    profile: Path | None = None,
 ) -> Any:
     """An ``InferenceSession``; 0 threads leaves the number to ONNX Runtime. ``precise`` ones round
-    nothing that the model does not say.
+    nothing that the model does not say. ``profile`` is how the profiler's file is to begin; it
+    writes until ``end_profiling()``.
 
     Raises ``ModelError`` with ONNX Runtime's own words where it refuses the model.
     """
@@ -56,6 +58,9 @@ def session(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if precise:
         options.add_session_config_entry(*IN_FLOATS)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     providers = [provider_of(provider, ort.get_available_providers())]
     try:
         if not optimise and model.weight_bytes > LARGE:

@@ -6,7 +6,7 @@ repair has not seen (after EagleEye, arXiv 2007.02491).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from graphprune.model import Array, Model
 from graphprune.options import Options
 from graphprune.planning import Judged, decide
 from graphprune.repair.damage import silent
-from graphprune.runtime import Feeds, run_session, session
+from graphprune.runtime import Feeds, random_inputs, run_session, session
 from graphprune.study import Progress, Study, repaired
 from graphprune.validate import scorer_of
 
@@ -28,6 +28,7 @@ SPREAD = 0.5  # standard deviation of the logarithm by which a group's curve is 
 FOUND, MISSED = 1.5, 0.9  # what that is multiplied with after each draw: about one in five succeeds
 BISECTIONS = 7  # tries between the smallest and the whole model: steps of less than 1 %
 LEAST_SHARE = 0.05
+JUDGED, RANDOM = 64, 8  # calibration inputs, else random ones, that compare finished plans
 
 
 def best_weights(
@@ -104,6 +105,37 @@ def smallest_within(
             hint="Allow a larger drop, or give more --calib samples.",
         )
     return highest
+
+
+def error_on(studied: Study) -> Callable[[Model], float]:
+    """The mean relative error of a model's outputs against the original's: on calibration inputs
+    (``JUDGED`` rows of them), on ``RANDOM`` random ones where there are none. The original runs
+    once."""
+    feeds = _judged_inputs(studied)
+    reference: list[list[Array]] = []
+
+    def error(model: Model) -> float:
+        if not reference:
+            reference.extend(_outputs(studied.prepared.original, feeds))
+        pairs = zip(reference, _outputs(model, feeds), strict=True)
+        return float(np.mean([relative_error(a, b) for a, b in pairs]))
+
+    return error
+
+
+def _judged_inputs(studied: Study) -> Sequence[Feeds]:
+    prepared = studied.prepared
+    if studied.inputs is None:
+        seeds = range(studied.seed, studied.seed + RANDOM)
+        return [random_inputs(prepared.original, prepared.analysis.shapes, s) for s in seeds]
+    chosen: list[Feeds] = []
+    rows = 0
+    for feed in studied.inputs.feeds:
+        if rows >= JUDGED:
+            break
+        chosen.append(feed)
+        rows += max((len(array) for array in feed.values() if np.ndim(array)), default=1)
+    return chosen
 
 
 def _split(studied: Study) -> tuple[Study, Sequence[Feeds]]:

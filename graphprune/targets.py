@@ -14,7 +14,15 @@ from typing import Any
 from graphprune.errors import UsageError
 from graphprune.tables import Counts, lines, parse
 
-KEYS = {"name", "description", "minimum", "multiple", "macs_per_element", "fewest_steps"} | {
+KEYS = {
+    "name",
+    "description",
+    "minimum",
+    "multiple",
+    "macs_per_element",
+    "fewest_steps",
+    "block",
+    "whole",
     "latency",
     "latency_command",
     "rates",
@@ -34,6 +42,8 @@ class Target:
     multiple: Mapping[str, int] = field(default_factory=dict)
     macs_per_element: float = 0.0  # roofline balance: MACs in the time of one element of traffic
     fewest_steps: int = 1  # a group too narrow for so many steps of the grid takes finer ones
+    block: int = 1  # channels in a block of the runtime's layout (``graphprune.layout``)
+    whole: tuple[str, ...] = ()  # operators that leave that layout unless blocks are whole
     strict: bool = False  # --round-to: the grid is never made finer
     fixed_minimum: bool = False  # --min-channels: the minimum is never lowered
     latency: Mapping[str, Mapping[Counts, float]] = field(default_factory=dict)  # microseconds
@@ -47,13 +57,13 @@ class Target:
     @property
     def finest(self) -> bool:
         lowest = self.minimum == 1 or self.fixed_minimum
-        return lowest and all(step == 1 for step in self.multiple.values())
+        return lowest and self.block == 1 and all(step == 1 for step in self.multiple.values())
 
     def halved(self) -> Target:
         """The same target with half as wide steps, for models too small for its grid."""
         steps = {operator: max(1, step // 2) for operator, step in self.multiple.items()}
         least = self.minimum if self.fixed_minimum else max(1, self.minimum // 2)
-        return replace(self, multiple=steps, minimum=least)
+        return replace(self, multiple=steps, minimum=least, block=max(1, self.block // 2))
 
     def __str__(self) -> str:
         steps = ", ".join(f"{k} {v}" for k, v in self.multiple.items())
@@ -85,7 +95,7 @@ def choose(
         )
     if round_to is not None:
         name = f"{target.name} rounded to {round_to}"
-        target = replace(target, name=name, multiple={"default": round_to}, strict=True)
+        target = replace(target, name=name, multiple={"default": round_to}, block=1, strict=True)
     if minimum is not None:
         target = replace(target, minimum=minimum, fixed_minimum=True)
     return target
@@ -128,13 +138,16 @@ def _parse(text: str, where: str) -> Target:
     if not isinstance(multiple, dict):
         raise UsageError("`multiple` must be a table of operators", where)
     fewest = data.get("fewest_steps", 1)
-    numbers = [*multiple.values(), data.get("minimum", 1), fewest]
+    block, whole = data.get("block", 1), data.get("whole", [])
+    numbers = [*multiple.values(), data.get("minimum", 1), fewest, block]
+    if not isinstance(whole, list) or not all(isinstance(name, str) for name in whole):
+        raise UsageError("`whole` must be a list of operators", where)
     balance = data.get("macs_per_element", 0.0)
     if type(balance) not in (int, float) or balance < 0:
         raise UsageError("macs_per_element must be a number from 0 on", where)
     if not all(type(v) is int and v >= 1 for v in numbers):
         raise UsageError(
-            "multiples, minimum and fewest_steps must be whole numbers from 1 on", where
+            "multiples, minimum, fewest_steps and block must be whole numbers from 1 on", where
         )
     fusions = data.get("slow_fusions", [])
     if not isinstance(fusions, list) or not set(map(str, fusions)) <= SLOW_FUSIONS:
@@ -154,6 +167,8 @@ def _parse(text: str, where: str) -> Target:
         multiple,
         float(balance),
         fewest,
+        block,
+        tuple(whole),
         latency=parse(data.get("latency", []), where),
         latency_command=command,
         slow_fusions=tuple(fusions),
@@ -170,6 +185,8 @@ def as_toml(target: Target) -> str:
         f"fewest_steps = {target.fewest_steps}",
         f"macs_per_element = {target.macs_per_element:g}",
         f"slow_fusions = {json.dumps(list(target.slow_fusions))}",
+        f"block = {target.block}",
+        f"whole = {json.dumps(list(target.whole))}",
         *(
             [f"latency_command = {json.dumps(target.latency_command)}"]
             * bool(target.latency_command)

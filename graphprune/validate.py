@@ -20,6 +20,7 @@ from graphprune.coupling import Mask
 from graphprune.errors import ModelError, UsageError, VerificationError
 from graphprune.interface import fitted
 from graphprune.model import Array, Model
+from graphprune.operators import Operator, profiled_sessions
 from graphprune.oracle import Open, law_errors, relative_error
 from graphprune.runtime import (
     Feeds,
@@ -55,6 +56,7 @@ class Verdict:
     latency: tuple[float, float] | None = None
     latency_ratio: tuple[float, float, float] | None = None  # median and quartiles
     accuracy: tuple[float, float] | None = None
+    operators: tuple[Operator, ...] = ()  # where the time went, by type
 
     def __str__(self) -> str:
         if self.passed is None:
@@ -251,10 +253,15 @@ def measure(
     rounds: int = 21,
     scorer: Scorer | None = None,
 ) -> Verdict:
-    """Output difference on random inputs, interleaved latency, and ``scorer``'s accuracy."""
-    runners = (session(original, threads, provider), session(result, threads, provider))
+    """Output difference on random inputs, interleaved latency, as a whole and by operator, and
+    ``scorer``'s accuracy."""
     feeds = random_inputs(original, shapes, seed)
-    difference = compare_outputs(result, runners, feeds)
+    operators: tuple[Operator, ...] = ()
+    if rounds:
+        runners, operators = profiled_sessions([original, result], feeds, threads, provider)
+    else:
+        runners = [session(model, threads, provider) for model in (original, result)]
+    difference = compare_outputs(result, (runners[0], runners[1]), feeds)
     latency, ratio = None, None
     if rounds:
         timing = time_interleaved(runners, [feeds, fitted(result, feeds)], rounds)
@@ -268,6 +275,7 @@ def measure(
         latency=latency,
         latency_ratio=ratio,
         accuracy=None if scores is None else (scores[0], scores[1]),
+        operators=operators,
     )
 
 

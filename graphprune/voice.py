@@ -20,6 +20,7 @@ class Voice:
     def __init__(self, given: dict[str, Any]) -> None:
         self.as_json: bool = given["as_json"]
         self.quiet: bool = given["quiet"]
+        self.per_operator: bool = given.get("per_operator", False)
 
     def stage(self, name: str) -> AbstractContextManager[Callable[[float], None]]:
         """A progress bar on a terminal, nothing elsewhere; what it gives takes the share done."""
@@ -62,5 +63,5 @@ class Voice:
             terminal = sys.stderr if self.as_json else sys.stdout
             wide = None if terminal.isatty() else 120
             console = Console(file=terminal, width=wide, highlight=False)
-            console.print(result_table(result))
+            console.print(result_table(result, self.per_operator))
             console.print(Text(f"written: {output}", style="bold"), soft_wrap=True)

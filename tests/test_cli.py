@@ -308,7 +308,7 @@ def test_round_to(run: Run, resnet: Path, tmp_path: Path, multiple: int) -> None
 
 
 @pytest.mark.parametrize(
-    "command", ["prune", "apply", "inspect", "explain", "compare", "bench", "targets"]
+    "command", ["prune", "sweep", "apply", "inspect", "explain", "compare", "bench", "targets"]
 )
 def test_help_has_an_example(run: Run, command: str) -> None:
     ran = run(command, "--help")

@@ -47,3 +47,4 @@ def test_cut_equals_zeroed(seed: int) -> None:
     predicted = analysis.cost.of(removed)
     counted = again.cost.of(again.nothing_removed)
     assert (predicted.macs, predicted.params) == (counted.macs, counted.params)
+    assert predicted.memory == counted.memory

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from graphprune.errors import UsageError
-from graphprune.targets import builtin, choose, detect
+from graphprune.targets import as_toml, builtin, choose, detect
 
 Run = Callable[..., Any]
 
@@ -80,6 +80,9 @@ BAD = {
     "truth": "minimum = true",
     "no table": "multiple = 8",
     "list": "multiple = [8]",
+    "zero block": "block = 0",
+    "no list of operators": 'whole = "Concat"',
+    "no names": "whole = [3]",
     "nested": "[multiple.Conv]\nfloat16 = 8",
 }
 
@@ -97,6 +100,13 @@ def test_bad_file(tmp_path: Path, text: str) -> None:
 def test_missing_file(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError):
         choose(builtin(), str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", sorted(builtin()))
+def test_a_written_target_reads_as_it_was(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "written.toml"
+    path.write_text(as_toml(builtin()[name]))
+    assert choose(builtin(), str(path)) == builtin()[name]
 
 
 def test_a_folder_called_toml(tmp_path: Path) -> None:

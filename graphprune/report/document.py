@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphprune.analysis import Analysis, inexact, pinned_reasons
 from graphprune.coupling import Group
+from graphprune.report.operators import held_back
 from graphprune.runtime import Timing
 from graphprune.version import __version__
 
@@ -43,6 +44,7 @@ def result_document(result: Result, model: str | Path, output: str | Path | None
             "macs": _ratio(after.macs, before.macs),
             "params": _ratio(after.params, before.params),
             "bytes": _ratio(after.bytes, before.bytes),
+            "memory": _ratio(after.memory, before.memory),
             "latency": latency,
         },
         "verified": {
@@ -53,6 +55,8 @@ def result_document(result: Result, model: str | Path, output: str | Path | None
         },
         "output_difference": verdict.output_difference,
         "latency_quartiles": verdict.latency_ratio and list(verdict.latency_ratio[1:]),
+        "operators": [asdict(operator) for operator in verdict.operators],
+        "held_back": held_back(after.macs / max(before.macs, 1), latency, verdict.operators),
         "pinned": [asdict(pin) for pin in result.pinned],
         "prunable": result.prunable,
         "interface": [asdict(ends) for ends in result.interface],
@@ -77,6 +81,7 @@ def inspection_document(analysis: Analysis, model: str | Path, file_bytes: int) 
         "macs": costs.macs,
         "params": costs.params,
         "bytes": file_bytes,
+        "memory": costs.memory,
         "prunable_macs_share": analysis.cost.in_reach("macs"),
         "units": analysis.coupling.n_units,
         "groups": [_group(group, analysis, shifting) for group in analysis.coupling.groups],

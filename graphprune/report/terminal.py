@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graphprune.analysis import Analysis, PinnedReason, inexact, pinned_reasons
+from graphprune.report.operators import held_back, operators_table
 from graphprune.runtime import Timing
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def to_text(content: RenderableType, width: int = 100) -> str:
     return buffer.getvalue().rstrip("\n")
 
 
-def result_table(result: Result) -> RenderableType:
+def result_table(result: Result, per_operator: bool = False) -> RenderableType:
     before, after, verdict = result.before, result.after, result.verdict
     table = Table(title="graphprune", title_style="bold", header_style="bold")
     for name in ("", "original", "pruned", "left"):
@@ -44,6 +45,12 @@ def result_table(result: Result) -> RenderableType:
     )
     table.add_row(
         "file", _bytes(before.bytes), _bytes(after.bytes), _share(after.bytes, before.bytes)
+    )
+    table.add_row(
+        "activations at once",
+        _bytes(before.memory),
+        _bytes(after.memory),
+        _share(after.memory, before.memory),
     )
     if verdict.latency is not None and verdict.latency_ratio is not None:
         speed = f"{1 / verdict.latency_ratio[0]:.2f}x as fast"
@@ -64,6 +71,12 @@ def result_table(result: Result) -> RenderableType:
         )
     seconds = ", ".join(f"{name} {value:.2f}" for name, value in result.seconds.items())
     lines: list[RenderableType] = [table]
+    if per_operator and verdict.operators:
+        lines.append(operators_table(verdict.operators))
+    ratio = None if verdict.latency_ratio is None else verdict.latency_ratio[0]
+    held = held_back(after.macs / max(before.macs, 1), ratio, verdict.operators)
+    if held is not None:
+        lines.append(Text(held))
     if result.pinned:
         lines.append(pins_table(result.pinned))
     lines += [Text(line) for line in (*_repair_lines(result), *_beyond_zeroing(result))]
@@ -125,7 +138,7 @@ def inspection(analysis: Analysis) -> RenderableType:
     coupling = analysis.coupling
     head = Text(
         f"{len(analysis.model.nodes)} nodes, {_si(costs.macs)} MACs, "
-        f"{_si(costs.params)} parameters; "
+        f"{_si(costs.params)} parameters, {_bytes(costs.memory)} of activations at once; "
         f"{coupling.n_units} units in {len(coupling.groups)} groups hold "
         f"{analysis.cost.in_reach('macs') * 100:.1f} % of the MACs"
     )

@@ -69,6 +69,7 @@ def fused_conv(op: Op) -> None:
     """A convolution, the sum with ``z`` where it is given, and an activation."""
     linear.conv(op)
     if op.has(3):
+        op.in_place(3)
         op.tie(op.input(3)[0], op.output()[0])
         op.tie(op.input(3)[1], op.output()[1])
 

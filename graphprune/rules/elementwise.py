@@ -22,6 +22,10 @@ Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor
 def unary(op: Op) -> None:
     """One input, one output, the same shape."""
     op.same(op.input(0), op.output())
+    if op.type == "Identity":
+        op.view()
+    else:
+        op.in_place(0)
 
 
 @table.rule(*BROADCAST)
@@ -30,12 +34,14 @@ def broadcast(op: Op) -> None:
     for x in op.x:
         if x is not None:
             op.broadcast(x, op.output())
+    op.in_place(*range(len(op.x)))
 
 
 @table.rule("Clip", "CastLike")
 def scalar_parameters(op: Op) -> None:
     """Further inputs are scalars or only lend their type."""
     op.same(op.input(0), op.output())
+    op.in_place(0)
     for x in op.x[1:]:
         if x is not None:
             op.free(*x)
@@ -47,6 +53,7 @@ def dropout(op: Op) -> None:
     training = op.value(2)
     if op.has(2) and (training is None or training.any()):
         raise RefusedError("random at run time (training mode)")
+    op.view()
     for y in op.y:
         if y is not None:
             op.same(op.input(0), y)

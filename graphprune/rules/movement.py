@@ -17,6 +17,7 @@ def reshape(op: Op) -> None:
     """Input and output are the same row-major sequence, cut differently."""
     x, y = op.input(0), op.output()
     regroup(op, x, y)
+    op.view()
     target = op.list_of("shape", 1)
     if target is None:
         raise RefusedError("no target shape")
@@ -37,6 +38,7 @@ def _aligned(x: SlotTensor, y: SlotTensor, i: int) -> bool:
 def rank_change(op: Op) -> None:
     """As Reshape, without a literal to keep up to date."""
     regroup(op, op.input(0), op.output())
+    op.view()
 
 
 def regroup(op: Op, x: SlotTensor, y: SlotTensor) -> None:

@@ -14,6 +14,7 @@ def batch_normalization(op: Op) -> None:
     x, y = op.input(0), op.output()
     if op.attr("training_mode", 0):
         raise RefusedError("training mode takes the batch's statistics at run time")
+    op.in_place(0)
     channel = x[min(1, x.rank - 1)]
     op.same(x, y)
     op.scale(1, channel)
@@ -93,6 +94,7 @@ def softmax(op: Op) -> None:
     """Before opset 13 all axes from ``axis`` on are one distribution."""
     x = op.input(0)
     op.same(x, op.output())
+    op.in_place(0)
     if op.version < 13:
         op.shift(*x.axes[op.axis(default=1) :])
     else:

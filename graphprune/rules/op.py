@@ -22,6 +22,7 @@ from graphprune.relations import (
     Pin,
     Relations,
     Renumber,
+    Reuse,
     Role,
     Tie,
 )
@@ -258,6 +259,15 @@ class Op:
     def macs(self, *factors: Slotted) -> None:
         """The node's multiply-accumulates are the product of these axes' lengths."""
         self.relations.macs.append(Macs(self.index, tuple(_flat(f) for f in factors)))
+
+    def view(self) -> None:
+        """The output is the first input's memory under another name or shape."""
+        self.relations.reuses.append(Reuse(self.index, self.place(0), view=True))
+
+    def in_place(self, *inputs: int) -> None:
+        """The output may take the place of one of these inputs, the first that ends here."""
+        reuses = [Reuse(self.index, self.place(i), view=False) for i in inputs]
+        self.relations.reuses.extend(reuses)
 
     def pin(self, axis: Slotted, reason: str) -> None:
         self.relations.pins.append(Pin(_flat(axis), f"{self.type}: {reason}", self.index))

@@ -1,0 +1,69 @@
+"""Latency by type of operator, before and after, and what keeps it from falling as the MACs did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from graphprune.operators import Operator
+
+SHORT = 0.05  # latency this much above the MACs' share, both of the original's, is said
+MOST, ENOUGH = 3, 0.7  # operators named: at most so many, until they make this much of the gap
+ROWS = 12
+
+
+def operators_table(operators: Sequence[Operator]) -> Table:
+    """The types that take most time, the others in one row."""
+    table = Table(title="time by operator", title_style="bold", header_style="bold")
+    for name in ("operator", "original", "pruned", "left", "share of the original's time"):
+        table.add_column(name, justify="left" if name == "operator" else "right")
+    largest = sorted(operators, key=lambda o: -max(o.before_ms, o.after_ms))
+    shown, rest = largest[:ROWS], largest[ROWS:]
+    if rest:
+        sums = [
+            sum(values)
+            for values in zip(*((o.before_ms, o.after_ms, o.share) for o in rest), strict=True)
+        ]
+        shown = [*shown, Operator(f"{len(rest)} others", *sums)]
+    for operator in shown:
+        left = f"{operator.after_ms / operator.before_ms:.2f}" if operator.before_ms else "new"
+        table.add_row(
+            operator.name,
+            f"{operator.before_ms:.3f} ms",
+            f"{operator.after_ms:.3f} ms",
+            left,
+            f"{operator.share:.1%}",
+        )
+    return table
+
+
+def held_back(macs: float, latency: float | None, operators: Sequence[Operator]) -> str | None:
+    """One sentence where latency fell less than the MACs (both as shares of the original's): the
+    operators that took longer than their share of the MACs' fall would have it, the worst first."""
+    if latency is None or latency <= macs + SHORT:
+        return None
+    excess = {o: o.after_ms - macs * o.before_ms for o in operators}
+    gap = sum(excess.values())
+    above = sorted((o for o in operators if excess[o] > 0), key=lambda o: -excess[o])
+    if gap <= 0 or not above:
+        return None
+    named: list[Operator] = []
+    for operator in above[:MOST]:
+        if sum(excess[o] for o in named) >= ENOUGH * gap:
+            break
+        named.append(operator)
+    part = sum(excess[o] for o in named) / sum(excess[o] for o in above)
+    words = [_words(operator) for operator in named]
+    listed = " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+    return (
+        f"latency is {latency:.2f} of the original's where the MACs are {macs:.2f}: {listed}; "
+        f"that is {part:.0%} of what holds it back"
+    )
+
+
+def _words(operator: Operator) -> str:
+    if not operator.before_ms:
+        return f"{operator.name} is new ({operator.after_ms:.3f} ms)"
+    ratio = operator.after_ms / operator.before_ms
+    return f"{operator.name} ({operator.share:.0%} of the original's time) is at {ratio:.2f}"
