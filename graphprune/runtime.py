@@ -24,6 +24,7 @@ Feeds = Mapping[str, Array]
 # Operators of com.microsoft that look rows up: input of indices → input that is the table.
 LOOK_UPS = {
     "EmbedLayerNormalization": {0: 2, 1: 4, 8: 3},
+    "QEmbedLayerNormalization": {0: 2, 1: 4},
     "GatherBlockQuantized": {1: 0},
     "RotaryEmbedding": {1: 2},
 }
