@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
+from graphprune.folds import same_parts, stuck_components
 from graphprune.model import Model, label
 from graphprune.relations import Fold, Pin, Relations
 from graphprune.shapes import Shapes
@@ -151,6 +152,9 @@ def couple(
     pins = [*held, *relations.pins, *relations.shifts]
     ties = [(tie.a, tie.b) for tie in relations.ties]
     labels, pinned = _merge(ties, pins, relations.total)
+    while same := same_parts(relations, labels):
+        ties += same
+        labels, pinned = _merge(ties, pins, relations.total)
     heads = _heads(relations, labels, pinned)
     not_chosen = _not_among(units, heads)
     for pin in not_chosen:
@@ -252,6 +256,8 @@ def _heads(relations: Relations, labels: NDArray[np.int32], pinned: Mask) -> _He
         whole += [part for part, head in zip(fold.parts, is_head, strict=True) if head]
         if any(is_head):
             dims += [part for part, head in zip(fold.parts, is_head, strict=True) if not head]
+    channels = {int(c) for slots in relations.channels for c in labels[slots]}
+    dims = [part for part in dims if channels.isdisjoint(labels[part].tolist())]
     return _Heads(counted, within, tuple(whole), tuple(dims))
 
 
@@ -277,12 +283,15 @@ def _settle_folds(
     """Choose for every fold the part that carries removals; its other parts must stay whole.
 
     Parts tied to each other across folds decide together (a channel shuffle splits and merges the
-    same two axes). Heads come first, then what heads are made of; among them what stands in most
-    folds (of grouped queries KV heads, not the query heads in a group). Then comes the part with
-    most free slots, then the outermost.
+    same two axes). What cannot leave comes last: each of its slots would take one along that must
+    stay. Of the others heads come first, then what heads are made of; among them what stands in
+    most folds (of grouped queries KV heads, not the query heads in a group). Then comes the part
+    with most free slots, then the outermost.
     """
     places: dict[int, list[tuple[int, int]]] = {}  # class of a part → (fold, part) where it stands
     found: dict[int, tuple[int, int, int]] = {}  # class of a part → head, made of heads, free
+    stuck = stuck_components(relations, labels, pinned)
+    movable: set[int] = set()  # classes with a slot that may leave
     classes = _part_classes(relations, labels)
     for f, fold in enumerate(relations.folds):
         for p, part in enumerate(fold.parts):
@@ -295,11 +304,13 @@ def _settle_folds(
             in_head = int(not heads.within.isdisjoint(components))
             places.setdefault(kind, []).append((f, p))
             found.setdefault(kind, (is_head, in_head, free))
+            if not stuck[components].all():
+                movable.add(kind)
 
-    def rank(kind: int) -> tuple[int, int, int, int]:
+    def rank(kind: int) -> tuple[int, int, int, int, int]:
         is_head, in_head, free = found[kind]
         reach = len(places[kind]) if is_head or in_head else 0
-        return -is_head, -in_head, -reach, -free
+        return kind not in movable, -is_head, -in_head, -reach, -free
 
     carrier: dict[int, int] = {}
     for kind in sorted(places, key=rank):
