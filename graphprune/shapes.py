@@ -39,6 +39,8 @@ CANNOT_EVALUATE = (
 # Operators defined as functions, for which ONNX's per-node inference finds nothing.
 INFERRED_AS = {"GreaterOrEqual": "Greater", "LessOrEqual": "Less"}
 SAME_AS_FIRST = {"GroupNormalization", "MeanVarianceNormalization", "RMSNormalization"}
+SAME_AS_FIRST |= {"Binarizer", "Imputer"}
+FLOATS_LIKE_FIRST = {"Normalizer", "Scaler"}  # of ai.onnx.ml, which infers none of the four
 # Sizes tried, in order, for a symbolic dimension nobody named: the first that the graph accepts.
 # Axes of length 1 would broadcast against anything and hide where the work is, so 1 is not first.
 TRIED_SIZES = (32, 64, 1, 128, 224, 256, 320, 512, 640)
@@ -286,6 +288,8 @@ def _infer_node(
         found = {}  # an unknown shape: the tensor is pinned and reported
     if node.op_type in SAME_AS_FIRST and _shape(found.get(node.output[0])) is None:
         return {**found, node.output[0]: types[node.input[0]]}
+    if node.op_type in FLOATS_LIKE_FIRST and first is not None:
+        return {node.output[0]: helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, first)}
     return dict(found)
 
 
