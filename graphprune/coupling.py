@@ -194,7 +194,12 @@ def couple(
 
 def tied(relations: Relations) -> NDArray[np.int32]:
     """Component of every slot by the ties alone: no fold is settled."""
-    return _merge([(tie.a, tie.b) for tie in relations.ties], [], relations.total)[0]
+    ties = [(tie.a, tie.b) for tie in relations.ties]
+    labels = _merge(ties, [], relations.total)[0]
+    while same := same_parts(relations, labels):
+        ties += same
+        labels = _merge(ties, [], relations.total)[0]
+    return labels
 
 
 def parameter_axes(model: Model, shapes: Shapes, relations: Relations) -> list[Axis]:
