@@ -136,7 +136,7 @@ def _nameless_batches(model: Model) -> set[str]:
     sizes = {v.name: declared(v) or [] for v in model.inputs if not any(axis_names(v))}
     if not any(dims[0] is None for dims in sizes.values() if len(dims) > 1):
         return set()
-    return {name for name, dims in sizes.items() if dims and dims.count(None) == 1 and dims[0]}
+    return {n for n, dims in sizes.items() if len(dims) > 2 and dims.count(None) == 1 and dims[0]}
 
 
 def axis_names(value: onnx.ValueInfoProto) -> list[str]:
