@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
+from graphprune.folds import same_parts, stuck_components
 from graphprune.model import Model, label
 from graphprune.relations import Fold, Pin, Relations
 from graphprune.shapes import Shapes
@@ -157,6 +158,9 @@ def couple(
     pins += [] if inexact else relations.shifts
     ties = [(tie.a, tie.b) for tie in relations.ties]
     labels, pinned = _merge(ties, pins, relations.total)
+    while same := same_parts(relations, labels):
+        ties += same
+        labels, pinned = _merge(ties, pins, relations.total)
     heads = _heads(relations, labels, pinned)
     not_chosen = _not_among(units, heads)
     for pin in not_chosen:
@@ -196,7 +200,12 @@ def couple(
 
 def tied(relations: Relations) -> NDArray[np.int32]:
     """Component of every slot by the ties alone: no fold is settled."""
-    return _merge([(tie.a, tie.b) for tie in relations.ties], [], relations.total)[0]
+    ties = [(tie.a, tie.b) for tie in relations.ties]
+    labels = _merge(ties, [], relations.total)[0]
+    while same := same_parts(relations, labels):
+        ties += same
+        labels = _merge(ties, [], relations.total)[0]
+    return labels
 
 
 def parameter_axes(model: Model, shapes: Shapes, relations: Relations) -> list[Axis]:
@@ -258,6 +267,8 @@ def _heads(relations: Relations, labels: NDArray[np.int32], pinned: Mask) -> _He
         whole += [part for part, head in zip(fold.parts, is_head, strict=True) if head]
         if any(is_head):
             dims += [part for part, head in zip(fold.parts, is_head, strict=True) if not head]
+    channels = {int(c) for slots in relations.channels for c in labels[slots]}
+    dims = [part for part in dims if channels.isdisjoint(labels[part].tolist())]
     return _Heads(counted, within, tuple(whole), tuple(dims))
 
 
@@ -283,16 +294,17 @@ def _settle_folds(
     """Choose for every fold the part that carries removals; its other parts must stay whole.
 
     Parts tied to each other across folds decide together (a channel shuffle splits and merges the
-    same two axes). Heads come first, then what heads are made of; among them what stands in most
-    folds (of grouped queries KV heads, not the query heads in a group). Then comes what no
+    same two axes). What cannot leave comes last: each of its slots would take one along that must
+    stay. Of the others heads come first, then what heads are made of; among them what stands in
+    most folds (of grouped queries KV heads, not the query heads in a group). Then comes what no
     statistics are taken over, then the part with most free slots, then the outermost.
     """
     places: dict[int, list[tuple[int, int]]] = {}  # class of a part → (fold, part) where it stands
     found: dict[int, tuple[int, int, int, int]] = {}  # class → head, made of heads, exact, free
+    stuck = stuck_components(relations, labels, pinned)
+    movable: set[int] = set()  # classes with a slot that may leave
     classes = _part_classes(relations, labels)
-    shifted = np.zeros(len(pinned), dtype=bool)
-    for pin in relations.shifts:
-        shifted[labels[pin.slots]] = True
+    shifted = _under_statistics(relations, labels)
     for f, fold in enumerate(relations.folds):
         for p, part in enumerate(fold.parts):
             loose = labels[part][~pinned[labels[part]]]
@@ -306,11 +318,13 @@ def _settle_folds(
             places.setdefault(kind, []).append((f, p))
             exact = int(not shifted[loose].any())
             found.setdefault(kind, (is_head, in_head, exact, free))
+            if not stuck[components].all():
+                movable.add(kind)
 
-    def rank(kind: int) -> tuple[int, int, int, int, int]:
+    def rank(kind: int) -> tuple[int, int, int, int, int, int]:
         is_head, in_head, exact, free = found[kind]
         reach = len(places[kind]) if is_head or in_head else 0
-        return -is_head, -in_head, -reach, -exact, -free
+        return kind not in movable, -is_head, -in_head, -reach, -exact, -free
 
     carrier: dict[int, int] = {}
     for kind in sorted(places, key=rank):
@@ -339,6 +353,14 @@ def _settle_folds(
         spread = np.broadcast_to(fold.parts[chosen].reshape(shape), lengths).reshape(-1)
         ties.append((fold.whole, spread))
     return ties, pins
+
+
+def _under_statistics(relations: Relations, labels: NDArray[np.int32]) -> Mask:
+    """Components over which a normalisation takes statistics."""
+    found = np.zeros(int(labels.max(initial=-1)) + 1, dtype=bool)
+    for pin in relations.shifts:
+        found[labels[pin.slots]] = True
+    return found
 
 
 def _made_of(

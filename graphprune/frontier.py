@@ -17,7 +17,7 @@ from onnx import helper
 
 from graphprune.interface import fitted
 from graphprune.model import Model, captured
-from graphprune.runtime import Feeds, run_session, session
+from graphprune.runtime import Feeds, run_values, session
 
 Value = Any  # an array; a list of arrays where the graph has a sequence
 
@@ -121,7 +121,7 @@ class Frontier:
         results = {name: Chunks() for name in outputs}
         for chunk in range(self.chunks):
             feeds = {name: self.held[name][chunk] for name in inputs}
-            for name, value in zip(outputs, run_session(runner, feeds), strict=True):
+            for name, value in zip(outputs, run_values(runner, feeds), strict=True):
                 results[name].values.append(self._stored(value))
         self.held |= results
 

@@ -14,6 +14,7 @@ import onnx
 from onnx import helper
 
 from graphprune.branches import forced
+from graphprune.control import is_open, parts
 from graphprune.coupling import Coupling, Mask
 from graphprune.errors import ModelError
 from graphprune.masking import Masks
@@ -23,6 +24,11 @@ from graphprune.shapes import Shapes
 from graphprune.survivors import Survivors, shifted_nodes
 
 Open = Callable[[Model], Callable[[Feeds], list[Array]]]
+SHARES = {"Sigmoid", "HardSigmoid", "Softmax"}  # numbers of at most one
+SHARE = 1e-2  # least magnitude to compare them with: ONNX Runtime's are good to 1e-7 of one
+# Operators that hand numbers of their first input on, or a mean or the largest of them.
+CARRIERS = {"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice"}
+CARRIERS |= {"Gather", "Split", "ReduceMean", "ReduceMax", "ReduceMin"}
 
 
 def zeroed(
@@ -156,7 +162,8 @@ def law_errors(
     fills = random_fills(model, shapes)
     taps = before_last_activation(model, shapes)
     names = [*(value.name for value in model.outputs), *taps.values()]
-    floors = [1.0 if name in taps else 1e-30 for name in names]
+    of_one = shares(model)
+    floors = [1.0 if n in taps else SHARE if n in of_one else 1e-30 for n in names]
     zero = zeroed(model, shapes, coupling, alive, statistics)
     masked = forced(filled(zero, fills), taken)
     smaller = forced(filled(cut, sliced(fills, coupling, alive)), taken)
@@ -199,16 +206,55 @@ def before_last_activation(model: Model, shapes: Shapes) -> dict[str, str]:
     """
     taps: dict[str, str] = {}
     for value in model.outputs:
-        node = model.nodes[model.producer[value.name]] if value.name in model.producer else None
+        name = _carried(model, value.name)
+        node = model.nodes[model.producer[name]] if name in model.producer else None
         if node is None or len(node.input) != 1 or node.input[0] in model.constant_names:
             continue
         source = node.input[0]
         floats = shapes.dtype.get(source) == onnx.TensorProto.FLOAT
-        same = shapes.shape.get(source) == shapes.shape.get(value.name)
+        same = shapes.shape.get(source) == shapes.shape.get(name)
         fresh = source not in model.output_names and source not in taps.values()
         if floats and same and fresh and source in model.producer:
             taps[value.name] = source
     return taps
+
+
+def _carried(model: Model, name: str) -> str:
+    """What ``name`` only hands on."""
+    seen = {name}
+    while name in model.producer:
+        node = model.nodes[model.producer[name]]
+        if node.op_type not in CARRIERS or node.domain or node.input[0] in seen:
+            return name
+        name = node.input[0]
+        seen.add(name)
+    return name
+
+
+def shares(model: Model) -> frozenset[str]:
+    """Outputs whose numbers are all of a Sigmoid or a Softmax, whatever branch they come from."""
+    return frozenset(v.name for v in model.outputs if _is_share(model, v.name))
+
+
+def _is_share(model: Model, name: str) -> bool:
+    waiting, seen = [name], {name}
+    while waiting:
+        name = _carried(model, waiting.pop())
+        if name not in model.producer:
+            return False
+        node = model.nodes[model.producer[name]]
+        if is_open(node) and node.op_type == "If":
+            place = list(node.output).index(name)
+            found = {given[place] for _, given in parts(node).bodies}
+        elif node.op_type == "Concat" and not node.domain:
+            found = set(node.input)
+        elif node.op_type in SHARES and not node.domain:
+            continue
+        else:
+            return False
+        waiting += sorted(found - seen)
+        seen |= found
+    return True
 
 
 def with_outputs(model: Model, names: Sequence[str], shapes: Shapes) -> Model:

@@ -17,8 +17,9 @@ INTEGERS = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32} | {
 
 @dataclass(frozen=True)
 class Quantised:
-    """Names of what dequantises a tensor; vectors run along ``axis``. Without a scale (a product
-    of integers is scaled later) the numbers are shares of their largest magnitude."""
+    """Names of what dequantises a tensor; vectors run along ``axis``, and what lacks one axis of
+    the tensor's lacks the last but one. Without a scale (a product of integers is scaled later)
+    the numbers are shares of their largest magnitude."""
 
     axis: int
     scale: str | None = None
@@ -33,6 +34,8 @@ class Quantised:
             return np.repeat(parameter, self.block, axis=self.axis)
         if parameter.ndim == rank:
             return parameter
+        if parameter.ndim == rank - 1 > 1:
+            return np.expand_dims(parameter, -2)
         shape = [1] * rank
         shape[self.axis] = -1
         return parameter.reshape(shape)

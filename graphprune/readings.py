@@ -17,7 +17,8 @@ MICROSOFT = "com.microsoft"
 class Q:
     """Where an input stands, and those that hold its scale and zero point if it is quantised.
 
-    Vectors of them run along ``axis``. A ``bias`` counts in products of the first two scales.
+    Vectors of them run along ``axis``. A ``bias`` counts in products of the first two scales. With
+    ``swapped`` the float operator has the last two axes the other way round.
     """
 
     data: int
@@ -25,11 +26,13 @@ class Q:
     zero: int | None = None
     axis: int = 0
     bias: bool = False
+    swapped: bool = False
 
 
 @dataclass(frozen=True)
 class Reading:
-    """``operator`` applied to ``inputs``, quantised with the scale and zero point at ``result``.
+    """``operator`` of ``domain`` applied to ``inputs``, quantised with the scale and zero point at
+    ``result``.
 
     ``every``: the first input and its like, at that stride up to the node's last input.
     ``added``: the place of a float bias that the operator has no input for.
@@ -40,6 +43,7 @@ class Reading:
     result: tuple[int, ...] = ()
     every: int = 0
     added: int | None = None
+    domain: str = ""
 
     def shown(self, node: onnx.NodeProto) -> tuple[Q, ...]:
         """The inputs, for a node of so many; a weight that is transposed has its columns first."""
@@ -62,6 +66,18 @@ READINGS: Mapping[tuple[str, str], Reading] = {
     ),
     (MICROSOFT, "DynamicQuantizeMatMul"): Reading("MatMul", (Q(0), Q(1, 2, 3, -1)), added=4),
     (MICROSOFT, "QGemm"): Reading("Gemm", (Q(0, 1, 2), Q(3, 4, 5, 1), Q(6, bias=True)), (7, 8)),
+    (MICROSOFT, "DynamicQuantizeLSTM"): Reading(
+        "LSTM",
+        (Q(0), Q(1, 8, 9, swapped=True), Q(2, 10, 11, swapped=True), *(Q(i) for i in range(3, 8))),
+    ),
+    (MICROSOFT, "QAttention"): Reading(
+        "Attention", (Q(0, 3, 6), Q(1, 4, 7, -1), Q(2), Q(5), Q(8)), domain=MICROSOFT
+    ),
+    (MICROSOFT, "QEmbedLayerNormalization"): Reading(
+        "EmbedLayerNormalization",
+        (Q(0), Q(1), *(Q(i, i + 6, i + 11) for i in range(2, 7)), Q(7)),
+        domain=MICROSOFT,
+    ),
     (MICROSOFT, "QLinearAdd"): Reading("Add", (Q(0, 1, 2), Q(3, 4, 5)), (6, 7)),
     (MICROSOFT, "QLinearMul"): Reading("Mul", (Q(0, 1, 2), Q(3, 4, 5)), (6, 7)),
     (MICROSOFT, "QLinearWhere"): Reading("Where", (Q(0), Q(1, 2, 3), Q(4, 5, 6)), (7, 8)),

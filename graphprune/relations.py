@@ -135,6 +135,7 @@ class Relations:
     reuses: list[Reuse] = field(default_factory=list)
     roles: list[tuple[SlotArray, Role]] = field(default_factory=list)
     heads: list[SlotArray] = field(default_factory=list)
+    channels: list[SlotArray] = field(default_factory=list)  # of a group, be the groups heads
     shape_reads: list[int] = field(default_factory=list)  # nodes that read a tensor's shape
     quantised: dict[str, Quantised] = field(default_factory=dict)  # integer tensor → how it reads
     dequantised: dict[str, int] = field(default_factory=dict)  # its real reading → the node

@@ -24,6 +24,7 @@ Feeds = Mapping[str, Array]
 # Operators of com.microsoft that look rows up: input of indices → input that is the table.
 LOOK_UPS = {
     "EmbedLayerNormalization": {0: 2, 1: 4, 8: 3},
+    "QEmbedLayerNormalization": {0: 2, 1: 4},
     "GatherBlockQuantized": {1: 0},
     "RotaryEmbedding": {1: 2},
 }
@@ -126,6 +127,12 @@ def _arrays(feeds: Feeds) -> dict[str, Any]:
 
 
 def run_session(runner: Any, feeds: Feeds) -> list[Array]:
+    """The outputs as arrays, also those that are sequences or maps."""
+    return [_numbers(value) for value in run_values(runner, feeds)]
+
+
+def run_values(runner: Any, feeds: Feeds) -> list[Any]:
+    """The outputs as ONNX Runtime gives them: sequences are lists."""
     try:
         return list(runner.run(None, _arrays(feeds)))
     except Exception as error:  # ONNX Runtime's errors share no base class of their own
@@ -134,6 +141,16 @@ def run_session(runner: Any, feeds: Feeds) -> list[Array]:
             f"ONNX Runtime cannot run the model: {text[:400]}",
             hint=_size_hint(runner),
         ) from error
+
+
+def _numbers(value: Any) -> Array:
+    """A tensor as it is; of a sequence or a map (ZipMap's, say) the numbers in order."""
+    if isinstance(value, dict):
+        return np.asarray([number for _, number in sorted(value.items())], np.float32)
+    if isinstance(value, list):
+        parts = [_numbers(part).reshape(-1) for part in value]
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+    return np.empty(0) if value is None else np.asarray(value)
 
 
 def _size_hint(runner: Any) -> str:

@@ -18,6 +18,7 @@ from onnx import defs, helper, numpy_helper, shape_inference
 from graphprune.control import bodies, is_open
 from graphprune.control_shapes import Flow
 from graphprune.errors import ModelError, UsageError
+from graphprune.fitting import Try, fitting
 from graphprune.foreign import infer_alone
 from graphprune.model import RANDOM_OPS, Array, Model
 from graphprune.sound import check_axes
@@ -38,9 +39,12 @@ CANNOT_EVALUATE = (
 # Operators defined as functions, for which ONNX's per-node inference finds nothing.
 INFERRED_AS = {"GreaterOrEqual": "Greater", "LessOrEqual": "Less"}
 SAME_AS_FIRST = {"GroupNormalization", "MeanVarianceNormalization", "RMSNormalization"}
+SAME_AS_FIRST |= {"Binarizer", "Imputer"}
+FLOATS_LIKE_FIRST = {"Normalizer", "Scaler"}  # of ai.onnx.ml, which infers none of the four
 # Sizes tried, in order, for a symbolic dimension nobody named: the first that the graph accepts.
 # Axes of length 1 would broadcast against anything and hide where the work is, so 1 is not first.
 TRIED_SIZES = (32, 64, 1, 128, 224, 256, 320, 512, 640)
+LAST_SIZES = (16, 8)  # tried where nothing else fits: tables of some length may be larger
 
 
 @dataclass(frozen=True)
@@ -76,17 +80,20 @@ def infer(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Shap
         if value.name not in given
         and any(axis_names(value)[axis] not in known for axis in symbolic.get(value.name, ()))
     ]
-    batch = batch_names(model)
-    last: Shapes | None = None
-    for size in TRIED_SIZES if open_names else (1,):
-        inputs = {value.name: _concrete(value, given, known, size, batch) for value in model.inputs}
-        shapes = _walk(model, inputs)
-        if last is None or _unknown(shapes) < _unknown(last):
-            last = shapes
-            chosen = size
-        if _unknown(shapes) == _floor(model, shapes):
+    batch, states = batch_names(model), _nameless_batches(model)
+    tries: list[tuple[int, Shapes]] = []
+    waiting = list(TRIED_SIZES if open_names else (1,))
+    while waiting:
+        size = waiting.pop(0)
+        sizes = {v.name: 1 if v.name in states else size for v in model.inputs}
+        inputs = {v.name: _concrete(v, given, known, sizes[v.name], batch) for v in model.inputs}
+        tries.append((size, _walk(model, inputs)))
+        if _unknown(tries[-1][1]) == _floor(model, tries[-1][1]):
             break
-    assert last is not None
+        if len(tries) == len(TRIED_SIZES):
+            seen = [Try(size, shapes.shape, shapes.value) for size, shapes in tries]
+            waiting = [*fitting(model.nodes, seen), *LAST_SIZES]
+    chosen, last = min(tries, key=lambda entry: _unknown(entry[1]))
     notes = []
     if open_names:
         taken = {last.inputs[name][axis] for name in open_names for axis in symbolic[name]}
@@ -130,6 +137,15 @@ def batch_names(model: Model) -> set[str]:
     """Names of symbolic first axes: wherever they stand, a recurrent state say, they are 1."""
     firsts = [axis_names(value)[:1] for value in model.inputs if len(axis_names(value)) > 1]
     return {name for first in firsts for name in first} - {""}
+
+
+def _nameless_batches(model: Model) -> set[str]:
+    """Inputs whose only symbolic axis has no name and is not their first, beside others that start
+    with such an axis: a recurrent state, and its axis is the batch."""
+    sizes = {v.name: declared(v) or [] for v in model.inputs if not any(axis_names(v))}
+    if not any(dims[0] is None for dims in sizes.values() if len(dims) > 1):
+        return set()
+    return {n for n, dims in sizes.items() if len(dims) > 2 and dims.count(None) == 1 and dims[0]}
 
 
 def axis_names(value: onnx.ValueInfoProto) -> list[str]:
@@ -244,6 +260,7 @@ def _walk(model: Model, inputs: Mapping[str, Shape]) -> Shapes:
                 _shape(proto) is None
                 and name in hints
                 and None not in (declared(hints[name]) or [None])
+                and not _cannot_run(node, types, value)
             ):
                 proto = hints[name].type
             types[name] = proto if proto is not None else onnx.TypeProto()
@@ -303,6 +320,8 @@ def _infer_node(
         found = {}  # an unknown shape: the tensor is pinned and reported
     if node.op_type in SAME_AS_FIRST and _shape(found.get(node.output[0])) is None:
         return {**found, node.output[0]: types[node.input[0]]}
+    if node.op_type in FLOATS_LIKE_FIRST and first is not None:
+        return {node.output[0]: helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, first)}
     return dict(found)
 
 
@@ -324,7 +343,7 @@ def _cannot_run(
 ) -> bool:
     """What ONNX's inference accepts and nothing runs: an input smaller than a convolution's kernel
     or than the positions that a Gather picks, or not of the size that a Reshape makes."""
-    if node.op_type not in ("Conv", "Gather", "Reshape") or len(node.input) < 2:
+    if node.op_type not in ("Conv", "Gather", "GatherElements", "Reshape") or len(node.input) < 2:
         return False
     x, other = (_shape(types[name]) for name in node.input[:2])
     if x is None or other is None:
@@ -333,7 +352,7 @@ def _cannot_run(
     known = value.get(node.input[1])
     if node.op_type == "Reshape":
         return not given.get("allowzero", 0) and not _fills(x, known)
-    if node.op_type == "Gather":
+    if node.op_type.startswith("Gather"):
         return _beyond(x, given.get("axis", 0), known)
     return len(x) == len(other) and not _covers(x, other, given)
 

@@ -22,7 +22,7 @@ from graphprune.errors import ModelError
 from graphprune.model import Array, Model, label, set_initializer
 from graphprune.readings import Q, Reading, channels_last, reading_of
 
-ROUNDS = {"QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul"}
+ROUNDS = {"QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
 SMALL_TYPES = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16}
 ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Max", "Min", "Where", "Concat"}
 ONE_AXIS = 13  # the opset from which Softmax is over one axis
@@ -113,11 +113,12 @@ class _Walk:
         inputs = [self._number(node, q) for q in reading.shown(node)]
         while inputs and not inputs[-1]:
             inputs.pop()
-        known = defs.get_schema(reading.operator, own, "").attributes
-        plain = helper.make_node(reading.operator, inputs, [f"{node.output[0]}/float"])
-        plain.attribute.extend(a for a in node.attribute if a.name in known)
+        result = f"{node.output[0]}/float"
+        outputs = [result, *node.output[1:]]
+        plain = helper.make_node(reading.operator, inputs, outputs, domain=reading.domain)
+        known = None if reading.domain else defs.get_schema(reading.operator, own, "").attributes
+        plain.attribute.extend(a for a in node.attribute if known is None or a.name in known)
         self.nodes.append(plain)
-        result = plain.output[0]
         if reading.added is not None and _at(node, reading.added):
             result = self._add("Add", [result, _at(node, reading.added)])
         if reading.result and _at(node, reading.result[0]):
@@ -154,6 +155,9 @@ class _Walk:
             value = self._add("Sub", [value, self._along(node, q, q.zero)])
         if _at(node, q.scale):
             value = self._add("Mul", [value, self._along(node, q, q.scale)])
+        if q.swapped:
+            order = [*range(len(self.model.initializers[name].dims))]
+            value = self._add("Transpose", [value], perm=[*order[:-2], order[-1], order[-2]])
         return self._add("Identity", [value], output) if output else value
 
     def _scaled_bias(self, node: onnx.NodeProto, value: str) -> str:
@@ -203,6 +207,8 @@ class _Walk:
             if data is None:
                 raise ModelError("activations with a scale for each channel", label(node))
             array = array.reshape([-1 if i == q.axis else 1 for i in range(len(data.dims))])
+        elif data is not None and 1 < array.ndim == len(data.dims) - 1:
+            array = np.expand_dims(array, -2)
         return self._constant(f"{node.output[0]}/{place}", array)
 
     def _float(self, name: str) -> str:

@@ -129,7 +129,7 @@ def test_a_wrong_order_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """What preparing does to weights is proved like everything else."""
 
     def swapped(array: Array, place: align_groups._Place, order: Array) -> Array:
-        return honest(array, place, order[::-1] if place.blocks is None else order)
+        return honest(array, place, order[::-1] if place.whole is not None else order)
 
     honest = align_groups._moved
     monkeypatch.setattr(align_groups, "_moved", swapped)

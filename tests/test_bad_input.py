@@ -287,10 +287,10 @@ def test_a_conv_with_a_wild_group(run: Run, chain: onnx.ModelProto, tmp_path: Pa
 
 @pytest.fixture
 def free_size(tmp_path: Path) -> Path:
-    """Height and width are symbolic, and nothing but 37 × 37 fits the last weight."""
+    """Height and width are symbolic, and nothing but 37 × 29 fits the last weight."""
     b = Builder(3)
     x = b.add("Flatten", b.add("Relu", b.conv("x", 3, 8, 1)))
-    y = b.add("MatMul", x, b.weight(8 * 37 * 37, 5))
+    y = b.add("MatMul", x, b.weight(8 * 37 * 29, 5))
     return store(b.model({"x": ["n", 3, "h", "w"]}, {y: ["n", 5]}), tmp_path / "model.onnx")
 
 
@@ -299,7 +299,7 @@ def test_symbolic_shape_without_a_usable_value(run: Run, free_size: Path) -> Non
 
 
 def test_symbolic_shape_with_its_value(run: Run, free_size: Path) -> None:
-    assert run(free_size, *HALF, "--quiet", "--input-shape", "x:1,3,37,37").code == 0
+    assert run(free_size, *HALF, "--quiet", "--input-shape", "x:1,3,37,29").code == 0
 
 
 def test_input_without_a_shape(run: Run, chain: onnx.ModelProto, tmp_path: Path) -> None:

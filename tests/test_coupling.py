@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from graphprune.api import prepare, prune
 from graphprune.explain import explain, parse_place
-from graphprune.oracle import before_last_activation, relative_error
+from graphprune.oracle import before_last_activation, relative_error, shares
 from graphprune.runtime import opened
 from graphprune.storage import load
 
@@ -136,3 +136,48 @@ def test_a_vanishing_output_is_judged_by_what_it_is_made_of() -> None:
     assert relative_error([noise[0]], [noise[1]]) == 1
     assert relative_error([noise[0]], [noise[1]], floors=[1.0]) < 1e-6
     assert prune(model, flops=0.5, round_to=1, min_channels=1, measure=False).verdict.passed
+
+
+def test_an_activation_is_found_behind_what_hands_numbers_on() -> None:
+    b = Builder()
+    low = b.add("Add", b.conv("x", 3, 2), b.constant(np.float32(-9)))
+    y = b.add("ReduceMean", b.add("Sigmoid", low), axes=[2, 3], keepdims=0)
+    y = b.add("Identity", b.add("Squeeze", y, b.ints(0)))
+    analysis = prepare(b.model({"x": [1, 3, 8, 8]}, {y: [2]})).analysis
+    assert before_last_activation(analysis.model, analysis.shapes) == {y: low}
+    assert shares(analysis.model) == {y}
+
+
+def test_shares_in_branches() -> None:
+    """ONNX Runtime's Sigmoid is good to 1e-7 of one: beside 1e-5 that would be no proof."""
+    b = Builder()
+    h = b.add("Relu", b.add("MatMul", "x", b.weight(6, 8)))
+    tensor = helper.make_tensor_value_info
+    weights = b.weight(8, 2), b.constant(np.float32(-11))
+    nodes = [
+        helper.make_node("MatMul", [h, weights[0]], ["z"]),
+        helper.make_node("Add", ["z", weights[1]], ["low"]),
+    ]
+
+    def branch(last: str) -> onnx.GraphProto:
+        result = tensor(last, TensorProto.FLOAT, [1, 2])
+        return helper.make_graph(
+            [*nodes, helper.make_node(last, ["low"], [last])], last, [], [result]
+        )
+
+    def model(other: str) -> onnx.ModelProto:
+        y = b.add("If", "which", then_branch=branch("Sigmoid"), else_branch=branch(other))
+        graph = helper.make_graph(
+            b.nodes,
+            "g",
+            [tensor("x", TensorProto.FLOAT, [1, 6]), tensor("which", TensorProto.BOOL, [])],
+            [tensor(y, TensorProto.FLOAT, [1, 2])],
+            b.initializers,
+        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+    analysis = prepare(model("Softmax")).analysis
+    assert shares(analysis.model) == {v.name for v in analysis.model.outputs}
+    assert prune(model("Softmax"), flops=0.5, round_to=1, measure=False).verdict.passed
+    b.nodes.pop()
+    assert not shares(prepare(model("Tanh")).analysis.model)

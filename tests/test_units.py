@@ -132,3 +132,28 @@ def test_the_command_line(run: Run, tmp_path: Path) -> None:
     ran = run(path, "--target-flops", 0.9, "--fast", "--no-measure", "--units", "heads, head-dim")
     assert ran.code == 2
     assert "'head-dim' is no kind of unit" in ran.err
+
+
+def grouped_projections(held: bool) -> onnx.ModelProto:
+    """1x1 convolutions whose groups are the heads, on [n, WIDTH, 5]; with ``held`` the input comes
+    from outside, so no group may leave."""
+    b = Net()
+    wide = HEADS * SIZE
+    x = "x" if held else b.add("Relu", b.add("Conv", "x", b.weight(wide, wide, 1)))
+    made = [b.add("Conv", x, b.weight(wide, SIZE, 1), group=HEADS) for _ in "qkv"]
+    q, k, v = (b.add("Reshape", piece, b.ints(0, HEADS, SIZE, 5)) for piece in made)
+    scores = b.add("Softmax", b.add("MatMul", b.add("Transpose", q, perm=[0, 1, 3, 2]), k), axis=-1)
+    mixed = b.add("MatMul", v, b.add("Transpose", scores, perm=[0, 1, 3, 2]))
+    joined = b.add("Reshape", mixed, b.ints(0, wide, 5))
+    y = b.add("Conv", joined, b.weight(WIDTH, wide, 1))
+    return b.model({"x": ["n", wide, 5]}, {y: ["n", WIDTH, 5]})
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_heads_that_are_groups_of_a_convolution(held: bool) -> None:
+    """They are one thing; where it must stay, channels of every group may leave."""
+    source = grouped_projections(held)
+    assert sizes(source, "channels", "heads") == ([SIZE, SIZE] if held else [HEADS])
+    assert sizes(source, "heads") == ([] if held else [HEADS])
+    result = prune(source, flops=0.6, round_to=1, min_channels=1, fast=True, measure=False)
+    assert result.verdict.passed

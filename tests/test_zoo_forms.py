@@ -209,3 +209,19 @@ def test_a_budget_on_nothing_is_said() -> None:
     onnx.checker.check_model(model)
     with pytest.raises(NothingPrunableError, match="macs"):
         prune(model, 0.5, allow_miss=True, measure=False, cache=False)
+
+
+def test_sizes_that_tables_inside_ask_for() -> None:
+    """A mask of twice 12 positions, one of 7 (2n + 1), 37 * 37 columns."""
+    mask = "s = Constant<value = int64[2] {1, 24}>() m = ConstantOfShape(s) y = Add(z, m)"
+    assert sizes("float[n,t] x", "z = Concat<axis=1>(x, x) " + mask)["x"] == (1, 12)
+    more = "c = Constant<value = float[1,1] {1}>() z = Concat<axis=1>(x, c, x) "
+    assert sizes("float[n,t] x", more + mask.replace("24", "7"))["x"] == (1, 3)
+    flat = "f = Flatten(x) s = Constant<value = int64[2] {10952, 5}>() "
+    body = flat + "w = ConstantOfShape(s) y = MatMul(f, w)"
+    assert sizes("float[n,8,h,w] x", body)["x"] == (1, 8, 37, 37)
+
+
+def test_a_nameless_axis_of_a_state_is_the_batch() -> None:
+    assert sizes("float[?,?] x, float[2,?,4] state", "y = Add(x, x)")["state"] == (2, 1, 4)
+    assert sizes("float[1,3,?,?] x", "y = Relu(x)")["x"] == (1, 3, 32, 32)

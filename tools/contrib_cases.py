@@ -112,6 +112,14 @@ OTHERS = {
     "FusedMatMul both": (
         "float[2,6,3] a, float[2,4,6] b", "float[2,3,4] y",
         "y = M.FusedMatMul<transA=1, transB=1>(a, b)"),
+    "Trilu": ("float[2,3,6,6] x", "float[2,3,6,6] y", "y = M.Trilu<upper=1>(x)"),
+    "MoE": (
+        "float[5,6] x, float[5,3] r, float[3,8,6] u, float[3,8] b, float[3,6,8] d, float[3,6] c",
+        "float[5,6] y", 'y = M.MoE<activation_type="gelu", k=2>(x, r, u, b, d, c)'),
+    "MoE fused gates": (
+        "float[5,6] x, float[5,3] r, float[3,16,6] u, float[3,16] b, float[3,6,8] d",
+        "float[5,6] y",
+        'y = M.MoE<activation_type="swiglu", swiglu_fusion=1, k=2>(x, r, u, b, d)'),
     "MatMulNBits": (
         "float[2,3,64] x, uint8[6,2,16] b, float[6,2] s", "float[2,3,6] y",
         "y = M.MatMulNBits<K=64, N=6, bits=4, block_size=32>(x, b, s)"),
@@ -120,6 +128,13 @@ OTHERS = {
         "y = M.MatMulNBits<K=64, N=6, bits=8, block_size=32>(x, b, s, , , c)"),
 }  # fmt: skip
 PINNED = {
+    "DecoderMaskedMultiHeadAttention": (
+        "float[2,1,32] q, float[2,1,32] k, float[2,1,32] v, float[2,4,5,8] a, float[2,4,5,8] b, "
+        "float[96] c", "float[2,1,32] y, float[2,4,6,8] d, float[2,4,6,8] e",
+        "y, d, e = M.DecoderMaskedMultiHeadAttention<num_heads=4>(q, k, v, , , a, b, , , , c)"),
+    "MoE gated": (
+        "float[2,5,6] x, float[10,3] r, float[3,8,6] u, float[3,6,8] d, float[3,8,6] g",
+        "float[2,5,6] y", 'y = M.MoE<activation_type="silu", k=1>(x, r, u, , d, , g)'),
     "EmbedLayerNormalization": (
         "int32[2,3] i, int32[2,3] j, float[9,6] w, float[5,6] p, float[2,6] s, float[6] g, "
         "float[6] b", "float[2,3,6] y", "y = M.EmbedLayerNormalization(i, j, w, p, s, g, b)"),

@@ -214,11 +214,19 @@ def packed_attention(op: Op) -> None:
 
     Past and present keys and values are one tensor [2, batch, heads, length, head size].
     """
+    w = op.input(1)
+    sizes = [int(size) for size in op.attr("qkv_hidden_sizes") or [len(w[1]) // 3] * 3]
+    projected(op, sizes)
+    for element, part in enumerate(np.split(w[1].slots, np.cumsum(sizes)[:2])):
+        op.count_attr("qkv_hidden_sizes", part, element=element)
+
+
+def projected(op: Op, sizes: Sequence[int]) -> Heads:
+    """An attention that projects its input itself, to queries, keys and values of these widths."""
     x, w, y = op.input(0), op.input(1), op.output()
     number = int(op.attr("num_heads", 0))
-    sizes = [int(size) for size in op.attr("qkv_hidden_sizes") or [len(w[1]) // 3] * 3]
     if sizes[0] != sizes[1] or sum(sizes) != len(w[1]):
-        raise RefusedError(f"hidden sizes {sizes} of queries, keys and values")
+        raise RefusedError(f"hidden sizes {list(sizes)} of queries, keys and values")
     h = heads(op, number, number, sizes[0], sizes[2])
     op.consume(x[2], 1, 0)
     op.contract(1, 1)
@@ -239,10 +247,9 @@ def packed_attention(op: Op) -> None:
     if op.attr("do_rotary", 0):
         op.pin(h.qk, "rotary embeddings turn the inside of a head")
     h.count("num_heads")
-    for element, part in enumerate(np.split(w[1].slots, np.cumsum(sizes)[:2])):
-        op.count_attr("qkv_hidden_sizes", part, element=element)
     op.macs(x[0], x[1], *w)
     h.macs(x[0], x[1], _lengths(past, x[1]))
+    return h
 
 
 @table.rule("RotaryEmbedding")

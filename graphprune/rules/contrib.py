@@ -6,7 +6,7 @@ Inputs and attributes as in ONNX Runtime's docs/ContribOperators.md.
 from __future__ import annotations
 
 from graphprune.relations import Role
-from graphprune.rules import elementwise, linear, normalisation
+from graphprune.rules import elementwise, linear, movement, normalisation, pooling
 from graphprune.rules.op import Op, RefusedError, Table
 
 MICROSOFT = "com.microsoft"
@@ -17,6 +17,8 @@ for name in ("Gelu", "QuickGelu"):
     table[MICROSOFT, name] = elementwise.unary
 for name in ("BiasGelu", "FastGelu"):  # FastGelu's bias may be absent
     table[MICROSOFT, name] = elementwise.broadcast
+table[MICROSOFT, "Trilu"] = movement.table["", "Trilu"]
+table[MICROSOFT, "GridSample"] = pooling.table["", "GridSample"]
 # ONNX Runtime registers it in the domain of ONNX; fused models also name com.microsoft.
 for domain in ("", MICROSOFT):
     table[domain, "SimplifiedLayerNormalization"] = normalisation.layer_normalization
@@ -147,3 +149,31 @@ def _block_parameter(op: Op, index: int, packed: int = 1) -> None:
     else:
         op.tie(parameter[0], rows)
         op.tie(columns, inner)
+
+
+@table.rule("MoE", domain=MICROSOFT)
+def mixture_of_experts(op: Op) -> None:
+    """``up``: [experts, inner, width], ``down``: [experts, width, inner], and a bias of each.
+
+    A unit is the same inner position of every expert. With ``swiglu_fusion`` the rows of ``up``
+    hold gates too, in turns (1) or behind all others (2). Experts and tokens stay.
+    """
+    x, up, down, y = op.input(0), op.input(2), op.input(4), op.output()
+    if op.has(6):
+        raise RefusedError("gates with weights of their own, which no CPU kernel has")
+    fusion = int(op.attr("swiglu_fusion", 0))
+    inner, rows = down[2], up[1].slots
+    width = x[x.rank - 1]
+    for half in rows.reshape(-1, 2).T if fusion == 1 else rows.reshape(1 + bool(fusion), -1):
+        op.tie(half, inner)
+    op.plays(up[1], Role.PRODUCER)
+    op.consume(width, 2, 2)
+    op.contract(4, 2)
+    op.produce(down[1], y[y.rank - 1])
+    op.tie(width, y[y.rank - 1])
+    for bias, weight in ((3, up), (5, down)):
+        if op.has(bias):
+            op.tie(op.input(bias)[1], weight[1])
+    used = op.virtual(int(op.attr("k", 1)))
+    for weight in (up, down):
+        op.macs(*x.axes[:-1], used, *weight.axes[1:])

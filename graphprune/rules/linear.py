@@ -42,7 +42,9 @@ def convolution(op: Op, bias: int) -> None:
         group = op.virtual(groups)
         op.contract(1, 1)
         op.fold(x[1], [group, w[1]])
-        op.fold(y[1], [group, op.virtual(len(y[1]) // groups)])
+        inside = op.virtual(len(y[1]) // groups)
+        op.fold(y[1], [group, inside])
+        op.channels(inside)
         op.count_attr("group", group)
     if op.has(bias):
         op.tie(op.input(bias)[0], y[1])

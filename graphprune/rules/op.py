@@ -256,6 +256,10 @@ class Op:
         """This axis counts heads: a Reshape that splits into heads carries removals here."""
         self.relations.heads.append(_flat(axis))
 
+    def channels(self, axis: Slotted) -> None:
+        """These are channels, even where a Reshape takes the axis around them for heads."""
+        self.relations.channels.append(_flat(axis))
+
     def macs(self, *factors: Slotted) -> None:
         """The node's multiply-accumulates are the product of these axes' lengths."""
         self.relations.macs.append(Macs(self.index, tuple(_flat(f) for f in factors)))

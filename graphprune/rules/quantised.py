@@ -11,12 +11,26 @@ from dataclasses import replace
 
 from graphprune.quantisation import Quantised
 from graphprune.readings import MICROSOFT, READINGS, Q, channels_last, reading_of
-from graphprune.rules import elementwise, linear, movement, normalisation, pooling
+from graphprune.relations import Role
+from graphprune.rules import (
+    attention,
+    contrib,
+    elementwise,
+    linear,
+    movement,
+    normalisation,
+    pooling,
+    recurrent,
+)
 from graphprune.rules.op import Op, RefusedError, Table
 from graphprune.slots import SlotTensor
 
 table = Table()
 FLOAT = elementwise.table | linear.table | movement.table | normalisation.table | pooling.table
+FLOAT |= contrib.table
+# What the units of a recurrent operator are computed with: weights, bias, first states, peepholes.
+COMPUTED_WITH = {1: Role.PRODUCER, 2: Role.PRODUCER, 3: Role.VECTOR, 5: Role.VECTOR}
+COMPUTED_WITH |= {6: Role.VECTOR, recurrent.PEEPHOLES: Role.VECTOR}
 ONE_AXIS = 13  # the opset from which Softmax is over one axis
 
 
@@ -63,6 +77,8 @@ def along(op: Op, parameter: SlotTensor, data: SlotTensor, axis: int) -> None:
         op.tie(parameter[0], data[axis])
     elif parameter.rank == data.rank:
         op.broadcast(parameter, data)
+    elif parameter.rank == data.rank - 1:  # for each matrix and column
+        op.same_axes(parameter.axes, [*data.axes[:-2], data[-1]])
     else:
         raise RefusedError(f"a scale of shape {list(parameter.shape)}")
 
@@ -74,13 +90,13 @@ def _name(op: Op, index: int | None) -> str | None:
 def quantised(op: Op) -> None:
     """The float operator's rule; a bias that it has no input for is added at the end."""
     reading = READINGS[op.node.domain, op.type]
-    FLOAT["", reading.operator](as_float(op))
+    FLOAT[reading.domain, reading.operator](as_float(op))
     if reading.added is not None and op.has(reading.added):
         op.broadcast(op.input(reading.added), op.output())
 
 
 SPECIAL = {"DynamicQuantizeMatMul", "QLinearSoftmax", "QLinearAveragePool"}
-SPECIAL |= {"QLinearGlobalAveragePool"}
+SPECIAL |= {"QLinearGlobalAveragePool", "DynamicQuantizeLSTM", "QAttention"}
 for (domain, name), _ in READINGS.items():
     if name not in SPECIAL:
         table.rule(name, domain=domain)(quantised)
@@ -92,6 +108,34 @@ def dynamic_quantise_matmul(op: Op) -> None:
     quantised(op)
     for axis in range(op.input(0).rank):
         op.contract(0, axis)
+
+
+@table.rule("DynamicQuantizeLSTM", domain=MICROSOFT)
+def dynamic_quantise_lstm(op: Op) -> None:
+    """A LSTM that rounds its input and its states, each with a scale from its extremes, and zero.
+
+    So a unit's states must vanish before they are rounded, as they do where no gate reads anything:
+    all that the unit computes with is zeroed, not just what reads it.
+    """
+    view = as_float(op)
+    recurrent.layer(view, gates=2, reads=1)
+    view.contract(0, 2)
+    op.pin(op.input(0)[1], "a batch is rounded as a whole")
+    for index in (1, 2):
+        op.pin(op.input(index)[0], "directions")
+    for index, role in COMPUTED_WITH.items():
+        if op.has(index):
+            last = op.input(index).rank - 1
+            view.contract(index, last)
+            op.plays(op.input(index)[last], role)
+
+
+@table.rule("QAttention", domain=MICROSOFT)
+def quantised_attention(op: Op) -> None:
+    """``w``: [in, 3 * width] holds queries, keys and values of one width."""
+    view = as_float(op)
+    h = attention.projected(view, [len(op.input(1)[1]) // 3] * 3)
+    op.tie(h.qk, h.v)
 
 
 @table.rule("QLinearSoftmax", domain=MICROSOFT)

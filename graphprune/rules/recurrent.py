@@ -21,14 +21,19 @@ def recurrent(op: Op) -> None:
     With ``layout`` 1 the batch comes first everywhere. Gates and activations work unit by unit, so
     a unit reaches others only through the columns of ``r`` and through what is done with ``y``.
     """
+    layer(op)
+
+
+def layer(op: Op, gates: int = 1, reads: int = 2) -> None:
+    """As above; ``gates`` and ``reads`` are where ``w`` and ``r`` have their rows and columns."""
     x, w, r = op.input(0), op.input(1), op.input(2)
     op.macs(x[0], x[1], *w)
     op.macs(x[0], x[1], *r)
-    hidden, batch = r[2], x[0 if op.attr("layout", 0) else 1]
-    op.contract(2, 2)
-    op.consume(x[2], 1, 2)
-    op.produce(w[1], _repeated(hidden, w[1]))
-    op.produce(r[1], _repeated(hidden, r[1]))
+    hidden, batch = r[reads], x[0 if op.attr("layout", 0) else 1]
+    op.contract(2, reads)
+    op.consume(x[2], 1, reads)
+    for weight in (w, r):
+        op.produce(weight[gates], _repeated(hidden, weight[gates]))
     for index in (3, PEEPHOLES):
         if op.has(index):
             op.tie(_repeated(hidden, op.input(index)[1]), op.input(index)[1])

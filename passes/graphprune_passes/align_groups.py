@@ -27,22 +27,35 @@ Products = set[tuple[bytes, bytes]]  # a whole and the outer part of its fold, b
 
 
 @dataclass(frozen=True)
+class _Whole:
+    """An axis of groups and positions, and of anything else between and around them, such as the
+    query heads that read one KV head: components in their order, the row-major product of
+    ``lengths``. Groups are the factor number ``outer``, positions the last."""
+
+    slots: Indices
+    lengths: tuple[int, ...]
+    outer: int
+
+
+@dataclass(frozen=True)
 class _Family:
-    """Folds (groups, positions) whose positions correspond: components in their order."""
+    """Folds into groups and positions whose positions correspond: components in their order."""
 
     outer: Indices  # [groups]
     inner: Indices  # [positions]
-    wholes: tuple[Indices, ...]  # each [groups * positions]
+    wholes: tuple[_Whole, ...]
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A tensor with positions of a family: along ``axis``, in every group or (``blocks``: the axis
-    whose equal blocks belong to the groups) relative to one."""
+    """A tensor with positions of a family: along ``axis`` a ``whole`` from ``start``, or positions
+    relative to a group (``blocks``: the axis whose equal blocks belong to the groups)."""
 
     tensor: str
     axis: int
-    blocks: int | None
+    blocks: int = 0
+    whole: _Whole | None = None
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,7 @@ def _families(analysis: Analysis) -> list[tuple[_Family, list[_Place]]]:
     index = np.full(int(labels.max(initial=0)) + 1, -1)  # component → family
     refused: set[int] = set()
     for number, family in enumerate(families):
-        moving = np.concatenate([family.inner, *family.wholes])
+        moving = np.concatenate([family.inner, *(whole.slots for whole in family.wholes)])
         claimed = set(np.unique(index[moving]).tolist()) - {-1}
         refused |= claimed | ({number} if claimed else set())
         index[moving] = number
@@ -100,11 +113,11 @@ def _families(analysis: Analysis) -> list[tuple[_Family, list[_Place]]]:
     for tensor in analysis.relations.slots.tensors.values():
         for axis in tensor:
             for number in np.unique(index[labels[axis.slots]]).tolist():
-                place = None
+                found = []
                 if number >= 0:
-                    place = _place(tensor, axis, families[number], labels, products)
-                    places[number] += [place] if place is not None else []
-                if place is None:
+                    found = _places(tensor, axis, families[number], labels, products)
+                    places[number] += found
+                if not found:
                     refused.add(number)
     constants = analysis.model.initializers
     return [
@@ -115,23 +128,50 @@ def _families(analysis: Analysis) -> list[tuple[_Family, list[_Place]]]:
 
 
 def _balanced(analysis: Analysis, labels: Indices) -> tuple[list[_Family], set[int]]:
-    """Folds of the same two parts, whose inner one carries removals; and which folds these are."""
+    """Folds with the same last part, which carries removals, and one other part in common; and
+    which folds these are."""
     by_inner: dict[bytes, list[int]] = {}
-    for number, fold in enumerate(analysis.relations.folds):
+    folds = analysis.relations.folds
+    for number, fold in enumerate(folds):
         by_inner.setdefault(labels[fold.parts[-1]].tobytes(), []).append(number)
+    made_of = {labels[fold.whole].tobytes(): fold.parts for fold in folds}
     families, members = [], set()
     for numbers in by_inner.values():
-        folds = [analysis.relations.folds[number] for number in numbers]
-        outer, inner = (labels[part] for part in (folds[0].parts[0], folds[0].parts[-1]))
-        alike = all(
-            len(fold.parts) == 2 and np.array_equal(labels[fold.parts[0]], outer) for fold in folds
-        )
-        carries = bool((analysis.coupling.unit_of(folds[0].parts[-1]) >= 0).any())
-        if alike and carries and len(np.unique(inner)) == len(inner):
-            wholes = {labels[fold.whole].tobytes(): labels[fold.whole] for fold in folds}
-            families.append(_Family(outer, inner, tuple(wholes.values())))
-            members.update(numbers)
+        inner = labels[folds[numbers[0]].parts[-1]]
+        carries = bool((analysis.coupling.unit_of(folds[numbers[0]].parts[-1]) >= 0).any())
+        if not carries or len(np.unique(inner)) != len(inner):
+            continue
+        factors = [_factors(folds[number].parts[:-1], labels, made_of) for number in numbers]
+        names = [[factor.tobytes() for factor in found] for found in factors]
+        common = [f for f, name in zip(factors[0], names[0], strict=True)
+                  if all(other.count(name) == 1 for other in names)]  # fmt: skip
+        if not common:
+            continue
+        outer = max(common, key=len)
+        wholes: dict[bytes, _Whole] = {}
+        for number, found, name in zip(numbers, factors, names, strict=True):
+            slots = labels[folds[number].whole]
+            lengths = (*(len(factor) for factor in found), len(inner))
+            wholes[slots.tobytes()] = _Whole(slots, lengths, name.index(outer.tobytes()))
+        families.append(_Family(outer, inner, tuple(wholes.values())))
+        members.update(numbers)
     return families, members
+
+
+def _factors(
+    parts: Sequence[SlotArray], labels: Indices, made_of: dict[bytes, tuple[SlotArray, ...]]
+) -> list[Indices]:
+    """The parts, each in turn by what it is folded from: heads are KV heads and those of each."""
+    found: list[Indices] = []
+    waiting = list(parts)[::-1]
+    while waiting:
+        part = labels[waiting.pop()]
+        inside = made_of.get(part.tobytes())
+        if inside is None:
+            found.append(part)
+        else:
+            waiting += inside[::-1]
+    return found
 
 
 def _ordered(analysis: Analysis, members: set[int]) -> Iterator[SlotArray]:
@@ -139,28 +179,47 @@ def _ordered(analysis: Analysis, members: set[int]) -> Iterator[SlotArray]:
     relations = analysis.relations
     yield from (pin.slots for pin in (*relations.pins, *relations.interface, *relations.shifts))
     for number, fold in enumerate(relations.folds):
-        yield fold.parts[0]
+        yield from fold.parts[:-1]
         if number not in members:
             yield fold.whole
-            yield from fold.parts[1:]
+            yield fold.parts[-1]
 
 
-def _place(
+def _places(
     tensor: SlotTensor, axis: Axis, family: _Family, labels: Indices, products: Products
-) -> _Place | None:
-    """``None`` where the axis has some of the positions only or in another order, or positions
+) -> list[_Place]:
+    """None where the axis has some of the positions only or in another order, or positions
     relative to a group and no axis that says to which."""
     mine = labels[axis.slots]
-    if any(np.array_equal(mine, whole) for whole in family.wholes):
-        return _Place(tensor.name, axis.index, None)
+    runs = _runs(mine, family)
+    if runs:
+        return [_Place(tensor.name, axis.index, 0, whole, start) for start, whole in runs]
     if not np.array_equal(mine, family.inner):
-        return None
+        return []
     for other in tensor:
         found = labels[other.slots]
         product = (found.tobytes(), family.outer.tobytes()) in products
         if other.index != axis.index and (product or np.array_equal(found, family.outer)):
-            return _Place(tensor.name, axis.index, other.index)
-    return None
+            return [_Place(tensor.name, axis.index, other.index)]
+    return []
+
+
+def _runs(mine: Indices, family: _Family) -> list[tuple[int, _Whole]]:
+    """Where wholes of the family begin, as in packed projections; none if that is not all of it."""
+    moving = np.isin(mine, np.concatenate([whole.slots for whole in family.wholes]))
+    found, position = [], 0
+    while position < len(mine):
+        if not moving[position]:
+            position += 1
+            continue
+        rest = mine[position:]
+        fits = (w for w in family.wholes if np.array_equal(rest[: len(w.slots)], w.slots))
+        whole = next(fits, None)
+        if whole is None:
+            return []
+        found.append((position, whole))
+        position += len(whole.slots)
+    return found
 
 
 def _array(model: Model, tensors: dict[str, onnx.TensorProto], name: str) -> Array:
@@ -184,23 +243,30 @@ def _order(
         if model.initializers[place.tensor].data_type not in FLOAT_TYPES:
             continue
         values = np.abs(_blocked(weights[place.tensor].astype(np.float64), place, groups))
-        size += values.sum(axis=(1, 2)) / max(float(values.sum()), 1e-30)
+        size += values.sum(axis=1) / max(float(values.sum()), 1e-30)
     return np.argsort(size, axis=1, kind="stable")
 
 
 def _blocked(array: Array, place: _Place, groups: int) -> Array:
-    """[groups, rows of the group, others, positions]"""
-    if place.blocks is None:
-        last = np.moveaxis(array, place.axis, -1)
-        return last.reshape(1, -1, groups, last.shape[-1] // groups).transpose(2, 0, 1, 3)
-    front = np.moveaxis(array, (place.blocks, place.axis), (0, -1))
-    return front.reshape(groups, front.shape[0] // groups, -1, front.shape[-1])
+    """[groups, anything of a group, positions]"""
+    if place.whole is None:
+        front = np.moveaxis(array, (place.blocks, place.axis), (0, -1))
+    else:
+        last = np.moveaxis(array, place.axis, -1)[..., place.start :]
+        whole = last[..., : len(place.whole.slots)].reshape(-1, *place.whole.lengths)
+        front = np.moveaxis(whole, 1 + place.whole.outer, 0)
+    return front.reshape(groups, -1, front.shape[-1])
 
 
 def _moved(array: Array, place: _Place, order: Indices) -> Array:
     groups, positions = order.shape
-    if place.blocks is None:
-        every = (np.arange(groups)[:, None] * positions + order).reshape(-1)
+    if place.whole is not None:
+        numbers = np.arange(len(place.whole.slots)).reshape(place.whole.lengths)
+        front = np.moveaxis(numbers, place.whole.outer, 0)
+        found = np.take_along_axis(front.reshape(groups, -1, positions), order[:, None], axis=-1)
+        moved = np.moveaxis(found.reshape(front.shape), 0, place.whole.outer).reshape(-1)
+        every = np.arange(array.shape[place.axis])
+        every[place.start : place.start + len(moved)] = place.start + moved
         return np.asarray(np.take(array, every, axis=place.axis))
     front = np.moveaxis(array, (place.blocks, place.axis), (0, -1))
     split = front.reshape(groups, front.shape[0] // groups, -1, positions)
