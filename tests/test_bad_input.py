@@ -16,6 +16,8 @@ import pytest
 from graphs import Builder
 from onnx import helper, numpy_helper
 
+from graphprune import sound
+
 Run = Callable[..., Any]
 HALF = ("--target-flops", "0.5", "--round-to", "1", "--min-channels", "1", "--no-cache")
 USAGE, MODEL, TARGET = 2, 3, 4
@@ -231,6 +233,17 @@ def test_nan_in_a_constant_node(run: Run, chain: onnx.ModelProto, tmp_path: Path
     chain.graph.node.insert(0, node)
     chain.graph.initializer.remove(tensor)
     refused(run, store(chain, tmp_path / "model.onnx"), MODEL, "NaN", node.output[0])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])
+def test_infinities_are_no_nan(dtype: Any) -> None:
+    values = np.array([[0, -0.0, 1, -3], [np.inf, -np.inf, 1e-3, 5]]).astype(dtype)
+    assert not sound.has_nan(values)
+    assert not sound.has_nan(values.T)
+    for broken in (np.nan, -np.nan):
+        values[0, 1] = broken
+        assert sound.has_nan(values)
+        assert sound.has_nan(values.T)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
