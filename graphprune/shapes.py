@@ -24,6 +24,7 @@ from graphprune.sound import check_axes
 
 Shape = tuple[int, ...]
 LARGEST_INPUT = 1 << 30  # elements
+LARGEST = 1 << 40  # elements of any tensor
 SMALL = 4096  # elements: larger values are never carried through shape arithmetic
 # What ONNX's reference evaluator raises where it lacks an operator or its input is out of range.
 CANNOT_EVALUATE = (
@@ -218,6 +219,13 @@ def _walk(model: Model, inputs: Mapping[str, Shape]) -> Shapes:
         if not is_open(node):
             _fold(node, model, types, value)
     shape = {name: _shape(proto) for name, proto in types.items()}
+    for name, sizes in shape.items():
+        if sizes and (min(sizes) < 0 or _size(sizes) > LARGEST):
+            raise ModelError(
+                "a tensor is larger than any memory, or of a negative size",
+                f"tensor {name[:200]!r} of shape {list(sizes)[:100]}",
+                "Export the model again; it cannot have run like this.",
+            )
     dtype = {name: proto.tensor_type.elem_type for name, proto in types.items()}
     return Shapes(shape, dtype, value, dict(inputs), turns=flow.turns)
 

@@ -2,7 +2,9 @@
 
     python tools/fuzz.py --models 10000 --seed 0
 
-Every model has a seed of its own: `--models 1 --seed N` makes it again. `--keep FOLDER` writes it.
+Every model has a seed of its own: `--models 1 --seed N` makes it again, `--keep FOLDER` writes its
+files. All that a run imports is imported once; each run is a fork. After an interruption go on with
+`--seed N+done --models` what is left.
 """
 
 from __future__ import annotations
@@ -17,8 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from fence import run_mutated, write_mutated
-from seeds import node_tests
+from fence import files_and_arguments, run_mutated, warm
 
 
 def main() -> None:
@@ -30,11 +31,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.keep is not None:
         given.keep.mkdir(parents=True, exist_ok=True)
-        print(write_mutated(random.Random(given.seed), given.keep / "model.onnx"))
+        print(files_and_arguments(random.Random(given.seed), given.keep))
         return
-    import onnxruntime  # imported once, before the forks  # noqa: F401
-
-    node_tests()
+    warm()
     start, codes, faults = time.perf_counter(), collections.Counter[int](), []
     slowest = 0.0
     seeds = range(given.seed, given.seed + given.models)
