@@ -146,6 +146,30 @@ def test_a_function_that_calls_itself(run: Run, tmp_path: Path, way: str) -> Non
     refused(run, store(model, tmp_path / "model.onnx"), MODEL, "functions")
 
 
+@pytest.mark.parametrize("depth", [30, 90])
+def test_functions_that_double(run: Run, tmp_path: Path, depth: int) -> None:
+    """A few kilobytes that stand for more operators than any memory holds."""
+    model = functions()
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    for i in range(depth):
+        called = f"f{i + 1}" if i < depth - 1 else "act"
+        inner = [helper.make_node(called, [a], [b], domain="local") for a, b in ("xm", "my")]
+        model.functions.append(helper.make_function("local", f"f{i}", ["x"], ["y"], inner, opsets))
+    next(n for n in model.graph.node if n.domain == "local").op_type = "f0"
+    refused(run, store(model, tmp_path / "model.onnx"), MODEL, "local functions", "or more")
+
+
+@pytest.mark.parametrize("sizes", [[2**40], [2**62, 4], [-(2**40)]])
+def test_a_constant_beyond_memory(run: Run, tmp_path: Path, sizes: list[int]) -> None:
+    b = Builder()
+    filled = b.add("ConstantOfShape", b.ints(*sizes))
+    y = b.add("MatMul", b.add("Add", "x", b.add("ReduceSum", filled, keepdims=0)), b.weight(4, 3))
+    ends = [[helper.make_tensor_value_info(n, 1, [2, s])] for n, s in (("x", 4), (y, 3))]
+    graph = helper.make_graph(b.nodes, "g", *ends, b.initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    refused(run, store(model, tmp_path / "model.onnx"), MODEL)
+
+
 def test_an_axis_out_of_range(run: Run, tmp_path: Path) -> None:
     """ONNX's own shape inference reads beyond its end here."""
     b = Builder()

@@ -229,3 +229,9 @@ def test_scope_travels_with_the_plan(run: Run, small: Path, plan: Path) -> None:
     assert run(small, *options, "--plan-out", plan, "-o", made).code == 0
     assert run("apply", small, plan, "-o", out, "--quiet").code == 0
     assert made.read_bytes() == out.read_bytes()
+
+
+def test_a_plan_of_brackets(run: Run, small: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "deep.json"
+    plan.write_text("[" * 100_000)
+    refused(run, small, plan, "not JSON")

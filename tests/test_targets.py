@@ -81,6 +81,8 @@ BAD = {
     "no table": "multiple = 8",
     "list": "multiple = [8]",
     "nested": "[multiple.Conv]\nfloat16 = 8",
+    "deep": "minimum = " + "[" * 100_000,
+    "digits": "minimum = " + "9" * 5000,
 }
 
 
