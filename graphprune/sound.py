@@ -51,6 +51,11 @@ def check_nodes(proto: onnx.ModelProto) -> None:
                     f"node {label(node)[:300]!r}",
                     "Export the model again.",
                 ) from error
+        except UnicodeDecodeError as error:  # of the message that the checker wanted to give
+            raise ModelError(
+                f"a node is not what ONNX says of {node.op_type}, and names in it are no text",
+                hint="The file is damaged; export the model again.",
+            ) from error
 
 
 def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

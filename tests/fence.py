@@ -21,7 +21,8 @@ from hostile_forms import FORMS
 from mutations import MUTATIONS, bytes_of, spoil_external
 from seeds import OWN, any_model, node_tests
 
-SECONDS = 120  # of which a busy machine may take most
+SECONDS = 60  # of computing
+PATIENCE = 1800  # seconds in all: a busy machine may take most of them
 MEMORY = 6 << 30  # bytes of address space beyond what the process has when it starts
 RUN_LIMIT = 1.0  # of one run in ONNX Runtime: endless loops are among the mutations
 DOCUMENTED = frozenset(range(9))
@@ -270,7 +271,7 @@ def fenced(work: Callable[[], None], said: int) -> int:
     child = os.fork()
     if not child:
         _inside(work, said)
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
@@ -291,6 +292,7 @@ def _inside(work: Callable[[], None], said: int) -> None:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))
         try:
             work()
             code = 0

@@ -158,7 +158,7 @@ def huge_member(name: str, choose: random.Random) -> bytes:
     header = io.BytesIO()
     shape = choose.choice(((2**40,), (2**62, 2**62), (-1,), (0, 2**62)))
     described = {"descr": choose.choice(("<f4", "|O", "<f9", "V4")), "fortran_order": False}
-    np.lib.format._write_array_header(header, described | {"shape": shape}, (1, 0))  # type: ignore[attr-defined]
+    np.lib.format.write_array_header_1_0(header, described | {"shape": shape})
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr(f"{name}.npy", header.getvalue() + bytes(100))
         archive.writestr("../../up.npy", b"x")

@@ -2,9 +2,10 @@
 
     python tools/benchmark_giants.py --sizes 0.5 2 14 --folder /tmp/giants
 
-Makes each model with tools/make_decoder.py (shards of 2 GB), prunes it in a process of its own to half of its MACs
-from weights alone, and prints what that process held: all pages (RSS, which counts mapped files'
-pages that the system may drop at any time) and its own (anonymous), sampled every 20 ms.
+Makes each model with tools/make_decoder.py (shards of 2 GB), prunes it in a process of its own to
+half of its MACs from weights alone, and prints what that process held: all pages (RSS, which counts
+mapped files' pages that the system may drop at any time) and its own (anonymous), sampled every
+20 ms.
 """
 
 from __future__ import annotations
