@@ -3,8 +3,8 @@
     python tools/fuzz.py --models 10000 --seed 0
 
 Every model has a seed of its own: `--models 1 --seed N` makes it again, `--keep FOLDER` writes its
-files. All that a run imports is imported once; each run is a fork. After an interruption go on with
-`--seed N+done --models` what is left.
+files. All that a run imports is imported once, and each run is a fork. Every
+hundred models it says how to go on after an interruption.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     slowest = 0.0
     seeds = range(given.seed, given.seed + given.models)
     with multiprocessing.get_context("fork").Pool(given.jobs) as pool:
-        for done, outcome in enumerate(pool.imap_unordered(run_mutated, seeds), 1):
+        for done, outcome in enumerate(pool.imap(run_mutated, seeds), 1):
             codes[outcome.code] += 1
             slowest = max(slowest, outcome.seconds)
             if outcome.fault:
@@ -47,7 +47,10 @@ def main() -> None:
                 print(f"seed {outcome.seed}: {outcome.fault} [{outcome.kinds}] {last[0][:200]}")
             if done % 100 == 0:
                 spent = time.perf_counter() - start
-                print(f"{done} models, {len(faults)} faults, {spent:.0f} s, slowest {slowest:.1f}")
+                print(
+                    f"{done} models, {len(faults)} faults, {spent:.0f} s, slowest {slowest:.1f};",
+                    f"what is left: --seed {given.seed + done} --models {given.models - done}",
+                )
             sys.stdout.flush()
     print(f"{given.models} models in {time.perf_counter() - start:.0f} s; slowest {slowest:.1f} s")
     for code, count in sorted(codes.items()):
