@@ -191,7 +191,7 @@ def _walk(model: Model, inputs: Mapping[str, Shape]) -> Shapes:
         types[info.name] = helper.make_tensor_type_proto(kind, inputs[info.name])
     for tensor in model.initializers.values():
         types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
-        if _size(tuple(tensor.dims)) <= SMALL:
+        if _size(tuple(tensor.dims)) <= SMALL and tensor.data_type != onnx.TensorProto.STRING:
             value[tensor.name] = model.array(tensor.name)
     hints = {info.name: info for info in model.graph.value_info}
     flow = Flow(model, types, value)
@@ -378,7 +378,10 @@ def _fold(
     except CANNOT_EVALUATE:  # the value stays unknown, and what depends on it pinned
         return
     for name, result in zip(outputs, results, strict=True):
-        if isinstance(result, np.ndarray | np.generic):
+        if (
+            isinstance(result, np.ndarray | np.generic)
+            and np.asarray(result).dtype.kind not in "OSU"
+        ):
             value[name] = np.asarray(result)
 
 

@@ -159,6 +159,18 @@ def test_functions_that_double(run: Run, tmp_path: Path, depth: int) -> None:
     refused(run, store(model, tmp_path / "model.onnx"), MODEL, "local functions", "or more")
 
 
+def test_text_where_sizes_belong(run: Run, tmp_path: Path) -> None:
+    b = Builder()
+    sizes = b.ints(2, 4)
+    y = b.add("MatMul", b.add("Reshape", "x", sizes), b.weight(4, 3))
+    model = b.model({"x": [4, 2]}, {y: [2, 3]})
+    text = np.array(["x", ""], object)
+    next(t for t in model.graph.initializer if t.name == sizes).CopyFrom(
+        numpy_helper.from_array(text, sizes)
+    )
+    refused(run, store(model, tmp_path / "model.onnx"), MODEL)
+
+
 @pytest.mark.parametrize("sizes", [[2**40], [2**62, 4], [-(2**40)]])
 def test_a_constant_beyond_memory(run: Run, tmp_path: Path, sizes: list[int]) -> None:
     b = Builder()
