@@ -44,6 +44,8 @@ def batch_norm(model: Model, node: onnx.NodeProto) -> BatchNorm | None:
     if len(node.input) != 5 or not model.constant_names.issuperset(node.input[1:]):
         return None
     scale, shift, mean, variance = (model.array(n).astype(np.float64) for n in node.input[1:])
+    if not scale.shape == shift.shape == mean.shape == variance.shape:
+        return None  # damaged: ONNX Runtime says so
     epsilon = float(settings.get("epsilon", EPSILON))
     return BatchNorm(node.input[0], node.output[0], scale, shift, mean, variance, epsilon)
 

@@ -199,6 +199,9 @@ def _convolution(model: Model, common: Linear, attributes: Attributes) -> Linear
     groups = int(attributes.get("group", 1))
     if spatial < 0 or groups < 1 or shape[0] % groups:
         return None
+    outputs = shape[0] if common.kind == "Conv" else shape[1] * groups
+    if common.bias is not None and list(_dims(model, common.bias)) != [outputs]:
+        return None  # damaged: ONNX Runtime says so
     auto = attributes.get("auto_pad", b"NOTSET")
     pads = attributes.get("pads") or [0] * (2 * spatial)
     ones = (1,) * spatial
