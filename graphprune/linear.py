@@ -167,6 +167,9 @@ def _linear(
     bias = node.input[place] if len(node.input) > place and node.input[place] else None
     if bias is not None and (bias not in usable or len(model.consumers[bias]) != 1):
         return None
+    stored = [model.initializers[n] for n in node.input[1:] if n in model.initializers]
+    if any(tensor.data_type == onnx.TensorProto.STRING for tensor in stored):
+        return None  # damaged: ONNX Runtime says so
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     common = Linear(index, node.op_type, node.input[0], node.input[1], bias, node.output[0], 1)
     return READ[node.op_type](model, common, attributes)

@@ -235,15 +235,19 @@ def test_nan_in_a_constant_node(run: Run, chain: onnx.ModelProto, tmp_path: Path
     refused(run, store(chain, tmp_path / "model.onnx"), MODEL, "NaN", node.output[0])
 
 
+@pytest.mark.parametrize("text", [False, True])
 @pytest.mark.parametrize("position", [1, 2, 4])
-def test_vectors_of_other_lengths(run: Run, tmp_path: Path, position: int) -> None:
+def test_vectors_of_another_length_or_of_text(
+    run: Run, tmp_path: Path, position: int, text: bool
+) -> None:
     """Of a BatchNormalization and of a convolution's bias; nothing is computed with them."""
     b = Builder()
     y = b.conv(b.norm(b.conv("x", 3, 8), 8), 8, 4)
     model = b.model({"x": [1, 3, 6, 6]}, {y: [1, 4, 6, 6]})
     name = model.graph.node[0 if position == 2 else 1].input[position]
     tensor = next(t for t in model.graph.initializer if t.name == name)
-    tensor.CopyFrom(numpy_helper.from_array(np.ones(3, np.float32), name))
+    wrong = np.array(["a"] * 8, object) if text else np.ones(3, np.float32)
+    tensor.CopyFrom(numpy_helper.from_array(wrong, name))
     refused(run, store(model, tmp_path / "model.onnx"), MODEL)
 
 
