@@ -291,6 +291,7 @@ def apply(
     check_outputs(model, output, None)
     clock = Clock(stage)
     given = made.options
+    _check_planned(given)
     shapes = {k: tuple(v) for k, v in given.get("input_shapes", {}).items()}
     inputs = _planned_inputs(given)
     chosen = replace(
@@ -327,6 +328,20 @@ def apply(
     result = _judge(studied, done, chosen, clock)
     clock("save", lambda _: write_result(result, done.model, output, None))
     return replace(result, seconds=dict(clock.seconds))
+
+
+def _check_planned(given: Mapping[str, Any]) -> None:
+    """Options that a plan repeats are of the types that the program writes."""
+    lists = [given.get(key, []) for key in ("protect", "only", "units")]
+    shapes = given.get("input_shapes", {})
+    numbers = [given.get("seed", 0)]
+    sound = isinstance(shapes, dict) and all(isinstance(sizes, list) for sizes in shapes.values())
+    if sound:
+        numbers += [size for sizes in shapes.values() for size in sizes]
+    sound = sound and all(isinstance(names, list | tuple) for names in lists)
+    sound = sound and all(isinstance(name, str) for names in lists for name in names)
+    if not sound or not all(type(n) is int and n >= 0 for n in numbers):
+        raise UsageError("the plan's options are malformed", hint="Make a new plan.")
 
 
 def _planned_inputs(given: Mapping[str, Any]) -> Mapping[str, Any]:

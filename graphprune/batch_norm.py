@@ -43,7 +43,10 @@ def batch_norm(model: Model, node: onnx.NodeProto) -> BatchNorm | None:
         return None
     if len(node.input) != 5 or not model.constant_names.issuperset(node.input[1:]):
         return None
-    scale, shift, mean, variance = (model.array(n).astype(np.float64) for n in node.input[1:])
+    arrays = [model.array(name) for name in node.input[1:]]
+    if len({array.shape for array in arrays}) > 1 or any(a.dtype.kind in "OSU" for a in arrays):
+        return None  # damaged: ONNX Runtime says so
+    scale, shift, mean, variance = (array.astype(np.float64) for array in arrays)
     epsilon = float(settings.get("epsilon", EPSILON))
     return BatchNorm(node.input[0], node.output[0], scale, shift, mean, variance, epsilon)
 

@@ -34,6 +34,12 @@ class ModelError(GraphPruneError):
     exit_code = 3
 
 
+class EndlessError(GraphPruneError):
+    """A run of the model did not end in time; no other sizes or branches are tried then."""
+
+    exit_code = 3
+
+
 class TargetError(GraphPruneError):
     """The budget cannot be reached."""
 

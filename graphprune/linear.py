@@ -167,6 +167,9 @@ def _linear(
     bias = node.input[place] if len(node.input) > place and node.input[place] else None
     if bias is not None and (bias not in usable or len(model.consumers[bias]) != 1):
         return None
+    stored = [model.initializers[n] for n in node.input[1:] if n in model.initializers]
+    if any(tensor.data_type == onnx.TensorProto.STRING for tensor in stored):
+        return None  # damaged: ONNX Runtime says so
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     common = Linear(index, node.op_type, node.input[0], node.input[1], bias, node.output[0], 1)
     return READ[node.op_type](model, common, attributes)
@@ -199,6 +202,9 @@ def _convolution(model: Model, common: Linear, attributes: Attributes) -> Linear
     groups = int(attributes.get("group", 1))
     if spatial < 0 or groups < 1 or shape[0] % groups:
         return None
+    outputs = shape[0] if common.kind == "Conv" else shape[1] * groups
+    if common.bias is not None and list(_dims(model, common.bias)) != [outputs]:
+        return None  # damaged: ONNX Runtime says so
     auto = attributes.get("auto_pad", b"NOTSET")
     pads = attributes.get("pads") or [0] * (2 * spatial)
     ones = (1,) * spatial

@@ -127,7 +127,7 @@ def read_plan(path: Path) -> Plan:
         document = json.loads(path.read_text())
     except OSError as error:
         raise UsageError(f"cannot read the plan: {error.strerror}", str(path)) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"the plan is not JSON: {error}", str(path)) from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise UsageError(f"not a plan of schema {SCHEMA}", str(path))

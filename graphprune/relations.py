@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from graphprune.quantisation import Quantised
-from graphprune.slots import SlotArray, Slots
+from graphprune.slots import Axis, SlotArray, Slots
 
 
 class Role(IntEnum):
@@ -79,7 +79,9 @@ class Renumber:
 class Contraction:
     """The node sums over ``axis`` of input ``input``: zeroing it there equals removing it.
 
-    Zero is what ``quantised`` says where the input is an integer tensor.
+    Zero is what ``quantised`` says where the input is an integer tensor. ``partner`` is the axis of
+    another input that it is multiplied with, slot by slot, where there is one: zeros there are the
+    same zeros.
     """
 
     node: int
@@ -87,6 +89,7 @@ class Contraction:
     axis: int
     slots: SlotArray
     quantised: Quantised | None = None
+    partner: Axis | None = None
 
 
 @dataclass(frozen=True)

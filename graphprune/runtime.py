@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +15,13 @@ import onnx
 from onnx import helper
 
 from graphprune import external
-from graphprune.errors import ModelError, UsageError
+from graphprune.errors import EndlessError, ModelError, UsageError
 from graphprune.model import PROTOBUF_LIMIT, Array, Model
 from graphprune.shapes import Shapes
 from graphprune.storage import save
 
 LARGE = 1 << 28  # bytes of weights from which a proof maps them instead of copying them
+RUN_LIMIT = 1800.0  # seconds after which one run of a model is taken to be endless
 Feeds = Mapping[str, Array]
 # Operators of com.microsoft that look rows up: input of indices → input that is the table.
 LOOK_UPS = {
@@ -132,15 +134,39 @@ def run_session(runner: Any, feeds: Feeds) -> list[Array]:
 
 
 def run_values(runner: Any, feeds: Feeds) -> list[Any]:
-    """The outputs as ONNX Runtime gives them: sequences are lists."""
+    """The outputs as ONNX Runtime gives them: sequences are lists. Raises ``EndlessError`` where a
+    run takes longer than ``RUN_LIMIT``.
+
+    ONNX Runtime looks between any two operators, in loops too, whether it should stop.
+    """
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+    options.log_severity_level = 4
+    late = threading.Event()
+
+    def stop() -> None:
+        late.set()
+        options.terminate = True
+
+    timer = threading.Timer(RUN_LIMIT, stop)
+    timer.daemon = True
+    timer.start()
     try:
-        return list(runner.run(None, _arrays(feeds)))
+        return list(runner.run(None, _arrays(feeds), options))
     except Exception as error:  # ONNX Runtime's errors share no base class of their own
+        if late.is_set():
+            raise EndlessError(
+                f"the model has run for {RUN_LIMIT:g} seconds and was stopped",
+                hint="Does a Loop in it ever end? Smaller sizes (--input-shape) make runs shorter.",
+            ) from error
         text = " ".join(str(error).split())
         raise ModelError(
             f"ONNX Runtime cannot run the model: {text[:400]}",
             hint=_size_hint(runner),
         ) from error
+    finally:
+        timer.cancel()
 
 
 def _numbers(value: Any) -> Array:

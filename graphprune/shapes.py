@@ -25,6 +25,7 @@ from graphprune.sound import check_axes
 
 Shape = tuple[int, ...]
 LARGEST_INPUT = 1 << 30  # elements
+LARGEST = 1 << 40  # elements of any tensor
 SMALL = 4096  # elements: larger values are never carried through shape arithmetic
 # What ONNX's reference evaluator raises where it lacks an operator or its input is out of range.
 CANNOT_EVALUATE = (
@@ -238,7 +239,7 @@ def _walk(model: Model, inputs: Mapping[str, Shape]) -> Shapes:
         types[info.name] = helper.make_tensor_type_proto(kind, inputs[info.name])
     for tensor in model.initializers.values():
         types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
-        if _size(tuple(tensor.dims)) <= SMALL:
+        if _size(tuple(tensor.dims)) <= SMALL and tensor.data_type != onnx.TensorProto.STRING:
             value[tensor.name] = model.array(tensor.name)
     hints = {info.name: info for info in model.graph.value_info}
     flow = Flow(model, types, value)
@@ -267,6 +268,13 @@ def _walk(model: Model, inputs: Mapping[str, Shape]) -> Shapes:
         if not is_open(node):
             _fold(node, model, types, value)
     shape = {name: _shape(proto) for name, proto in types.items()}
+    for name, sizes in shape.items():
+        if sizes and (min(sizes) < 0 or _size(sizes) > LARGEST):
+            raise ModelError(
+                "a tensor is larger than any memory, or of a negative size",
+                f"tensor {name[:200]!r} of shape {list(sizes)[:100]}",
+                "Export the model again; it cannot have run like this.",
+            )
     dtype = {name: proto.tensor_type.elem_type for name, proto in types.items()}
     return Shapes(shape, dtype, value, dict(inputs), turns=flow.turns)
 
@@ -421,7 +429,10 @@ def _fold(
     except CANNOT_EVALUATE:  # the value stays unknown, and what depends on it pinned
         return
     for name, result in zip(outputs, results, strict=True):
-        if isinstance(result, np.ndarray | np.generic):
+        if (
+            isinstance(result, np.ndarray | np.generic)
+            and np.asarray(result).dtype.kind not in "OSU"
+        ):
             value[name] = np.asarray(result)
 
 

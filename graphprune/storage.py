@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -31,6 +32,7 @@ SMALLEST_OUTSIDE = 1024  # bytes: smaller weights stay in the graph's file
 LARGEST_VERSION = 2**31 - 1
 ALIGNMENT = 4096  # of a weight in the data file, so that it can be mapped
 
+TOO_MANY = 1 << 21  # operators once functions are inlined: to double each time fills any memory
 DEEPEST = 31  # bodies inside one another that protobuf parses, whatever stands in the innermost
 
 
@@ -254,6 +256,7 @@ def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     are converted, and stay calls (to be pinned) where ONNX cannot convert them."""
     from google.protobuf.message import DecodeError
 
+    _check_inlined_size(proto)
     try:
         try:
             return inliner.inline_local_functions(proto, convert_version=True)
@@ -264,6 +267,39 @@ def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
             f"the model's local functions are invalid: {' '.join(str(error).split())[:300]}",
             hint="A function may call others, but neither itself nor what is not there.",
         ) from error
+
+
+def _check_inlined_size(proto: onnx.ModelProto) -> None:
+    """Functions that call others several times each make a graph of any size from a short file."""
+    functions = {(f.domain, f.name): _with_inner(f.node) for f in proto.functions}
+    calls = {
+        key: {(n.domain, n.op_type) for n in nodes} & functions.keys()
+        for key, nodes in functions.items()
+    }
+    try:
+        order = list(TopologicalSorter(calls).static_order())
+    except CycleError:
+        return  # ONNX says which
+    sizes: dict[tuple[str, str], int] = {}
+
+    def size(nodes: list[onnx.NodeProto]) -> int:
+        return min(TOO_MANY, sum(sizes.get((n.domain, n.op_type), 1) for n in nodes))
+
+    for key in order:
+        sizes[key] = size(functions[key])
+    if size(_with_inner(proto.graph.node)) == TOO_MANY:
+        raise ModelError(f"the model's local functions stand for {TOO_MANY:,} operators or more")
+
+
+def _with_inner(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Nodes, and those of their bodies."""
+    found: list[onnx.NodeProto] = []
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        found.append(node)
+        waiting += [inner for body in bodies(node) for inner in body.node]
+    return found
 
 
 def _sorted(proto: onnx.ModelProto) -> onnx.ModelProto:

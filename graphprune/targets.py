@@ -127,7 +127,7 @@ def _read(path: Path) -> Target:
 def _parse(text: str, where: str) -> Target:
     try:
         data: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"the target file is not TOML: {error}", where) from error
     unknown = set(data) - KEYS
     if unknown:

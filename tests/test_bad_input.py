@@ -16,6 +16,8 @@ import pytest
 from graphs import Builder
 from onnx import helper, numpy_helper
 
+from graphprune import sound
+
 Run = Callable[..., Any]
 HALF = ("--target-flops", "0.5", "--round-to", "1", "--min-channels", "1", "--no-cache")
 USAGE, MODEL, TARGET = 2, 3, 4
@@ -231,6 +233,33 @@ def test_nan_in_a_constant_node(run: Run, chain: onnx.ModelProto, tmp_path: Path
     chain.graph.node.insert(0, node)
     chain.graph.initializer.remove(tensor)
     refused(run, store(chain, tmp_path / "model.onnx"), MODEL, "NaN", node.output[0])
+
+
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("position", [1, 2, 4])
+def test_vectors_of_another_length_or_of_text(
+    run: Run, tmp_path: Path, position: int, text: bool
+) -> None:
+    """Of a BatchNormalization and of a convolution's bias; nothing is computed with them."""
+    b = Builder()
+    y = b.conv(b.norm(b.conv("x", 3, 8), 8), 8, 4)
+    model = b.model({"x": [1, 3, 6, 6]}, {y: [1, 4, 6, 6]})
+    name = model.graph.node[0 if position == 2 else 1].input[position]
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    wrong = np.array(["a"] * 8, object) if text else np.ones(3, np.float32)
+    tensor.CopyFrom(numpy_helper.from_array(wrong, name))
+    refused(run, store(model, tmp_path / "model.onnx"), MODEL)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])
+def test_infinities_are_no_nan(dtype: Any) -> None:
+    values = np.array([[0, -0.0, 1, -3], [np.inf, -np.inf, 1e-3, 5]]).astype(dtype)
+    assert not sound.has_nan(values)
+    assert not sound.has_nan(values.T)
+    for broken in (np.nan, -np.nan):
+        values[0, 1] = broken
+        assert sound.has_nan(values)
+        assert sound.has_nan(values.T)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])

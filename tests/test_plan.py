@@ -229,3 +229,30 @@ def test_scope_travels_with_the_plan(run: Run, small: Path, plan: Path) -> None:
     assert run(small, *options, "--plan-out", plan, "-o", made).code == 0
     assert run("apply", small, plan, "-o", out, "--quiet").code == 0
     assert made.read_bytes() == out.read_bytes()
+
+
+def test_a_plan_of_brackets(run: Run, small: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "deep.json"
+    plan.write_text("[" * 100_000)
+    refused(run, small, plan, "not JSON")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"input_shapes": 1.5},
+        {"input_shapes": {"x": "13"}},
+        {"input_shapes": {"x": [1, 3.5]}},
+        {"units": 3},
+        {"protect": [None]},
+        {"only": "x"},
+        {"seed": float("inf")},
+        {"seed": -1},
+    ],
+    ids=str,
+)
+def test_options_of_wrong_types(run: Run, small: Path, plan: Path, wrong: dict[str, Any]) -> None:
+    document = json.loads(plan.read_text())
+    document["options"] |= wrong
+    plan.write_text(json.dumps(seal(document)))
+    refused(run, small, plan, "malformed")

@@ -84,6 +84,8 @@ BAD = {
     "no list of operators": 'whole = "Concat"',
     "no names": "whole = [3]",
     "nested": "[multiple.Conv]\nfloat16 = 8",
+    "deep": "minimum = " + "[" * 100_000,
+    "digits": "minimum = " + "9" * 5000,
 }
 
 

@@ -2,9 +2,10 @@
 
     python tools/benchmark_giants.py --sizes 0.5 2 14 --folder /tmp/giants
 
-Makes each model with tools/make_decoder.py, prunes it in a process of its own to half of its MACs
-from weights alone, and prints what that process held: all pages (RSS, which counts mapped files'
-pages that the system may drop at any time) and its own (anonymous), sampled every 20 ms.
+Makes each model with tools/make_decoder.py (shards of 2 GB), prunes it in a process of its own to
+half of its MACs from weights alone, and prints what that process held: all pages (RSS, which counts
+mapped files' pages that the system may drop at any time) and its own (anonymous), sampled every
+20 ms.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=KINDS, default="float16")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "giants")
     parser.add_argument("--verify", action="store_true", help="prove each cut as well")
+    parser.add_argument("--keep", action="store_true", help="leave the models to another run")
     given = parser.parse_args()
     title = f"{given.dtype} decoders, half of the MACs" + (", verified" if given.verify else "")
     table = Table(
@@ -42,7 +44,9 @@ def main() -> None:
     for size in given.sizes:
         shape = shape_of(size * 1e9 / np.dtype(KINDS[given.dtype][0]).itemsize)
         folder = given.folder / f"{size:g}"
-        path = decoder(folder, shape, given.dtype, length=16)
+        path = folder / "model.onnx"
+        if not path.exists():
+            path = decoder(folder, shape, given.dtype, length=16)
         extra = () if given.verify else ("--no-verify",)
         spent, busy, rss, own = pruned(path, extra)
         total = weights(folder, "model-")
@@ -56,7 +60,10 @@ def main() -> None:
         table.add_row(*row)
         seconds.append(busy)
         sizes.append(total)
-        shutil.rmtree(folder)
+        for file in folder.glob("out.onnx*"):
+            file.unlink()
+        if not given.keep:
+            shutil.rmtree(folder)
     if len(sizes) > 1:
         slope = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]
         table.caption = f"slope of CPU seconds against bytes: {slope:.2f}"

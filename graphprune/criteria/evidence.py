@@ -106,14 +106,18 @@ def observed(linear: Linear, frontier: Frontier, seed: int) -> Moments:
         y = frontier[linear.y][chunk] if linear.y else x
         for rows, _ in chunk_rows(linear, x, y, frontier.chunks, (seed, 0, chunk)):
             nothing = np.zeros((*rows.shape[:2], 0), np.float32)
-            sums = sums or Sums.empty(rows, nothing)
-            sums.add(rows, nothing)
+            with np.errstate(over="ignore", invalid="ignore"):  # said below
+                sums = sums or Sums.empty(rows, nothing)
+                sums.add(rows, nothing)
     assert sums is not None
-    if not np.isfinite(sums.xx).all():
+    with np.errstate(over="ignore", invalid="ignore"):
+        moments = sums.centred()
+    if not np.isfinite(moments.xx).all():
         raise ModelError(
-            "activations on the calibration inputs are NaN or infinite", f"tensor {linear.x!r}"
+            "activations on the calibration inputs are NaN, infinite or too large to be squared",
+            f"tensor {linear.x!r}",
         )
-    return sums.centred()
+    return moments
 
 
 def _readers(analysis: Analysis, original: Model) -> dict[int, list[_Reader]]:

@@ -176,11 +176,11 @@ class Op:
         self.relations.total += size
         return np.arange(start, start + size, dtype=np.int64)
 
-    def contract(self, index: int, axis: int) -> None:
+    def contract(self, index: int, axis: int, partner: Axis | None = None) -> None:
         """The node sums over this axis of input ``index``: zeros there are as good as absence."""
         slots = self.input(index)[axis].slots
         how = self.integers[index] if index < len(self.integers) else None
-        contraction = Contraction(self.index, self.place(index), axis, slots, how)
+        contraction = Contraction(self.index, self.place(index), axis, slots, how, partner)
         self.relations.contractions.append(contraction)
         self.relations.roles.append((slots, Role.CONSUMER))
         self.free(slots)
@@ -188,7 +188,7 @@ class Op:
     def consume(self, x: Axis, index: int, axis: int) -> None:
         """Input ``index``'s ``axis`` reads ``x`` and sums over it."""
         self.tie(x, self.input(index)[axis])
-        self.contract(index, axis)
+        self.contract(index, axis, x)
 
     def produce(self, w: Axis, y: Slotted) -> None:
         """Each slot of ``w`` computes the slot of ``y`` it is tied to."""

@@ -95,7 +95,9 @@ def rename_outputs(node: onnx.NodeProto, alias: dict[str, str]) -> onnx.NodeProt
 
 
 def _tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    attribute = node.attribute[0]
+    attribute = next(iter(node.attribute), None)
+    if attribute is None:
+        return None
     if attribute.name == "value":
         tensor = onnx.TensorProto()
         tensor.CopyFrom(attribute.t)
