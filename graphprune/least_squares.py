@@ -33,7 +33,7 @@ class Ridged:
         self.penalty = ridge * scale + np.finfo(np.float64).tiny
         self.left = moments.xx.copy()
         self.left.reshape(len(self.left), -1)[:, :: d + 1] += self.penalty[:, None]
-        wide = self.left if d > SMALL else []
+        wide = self.left if d > SMALL else self.left[:0]
         self.roots = [dpotrf(one.T, lower=True, clean=False) for one in wide]
 
     def solved(self, moments: Moments, weights: Matrix) -> tuple[Matrix, Matrix]:

@@ -111,7 +111,7 @@ def _inverse(covariance: Matrix, damping: float) -> Matrix:
     lower, refused = dpotri(root, lower=True, overwrite_c=True)
     if failed or refused:  # rounding has eaten the damping
         return np.asarray(np.linalg.inv(damped))
-    result: Matrix = np.add(lower, lower.T, order="C")  # what dpotrf leaves above the diagonal is zero
+    result: Matrix = np.add(lower, lower.T, order="C")  # above it: zeros
     np.fill_diagonal(result, np.diagonal(lower))
     return result
 
