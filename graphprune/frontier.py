@@ -115,7 +115,7 @@ class Frontier:
         inputs = sorted(name for name in reads if name in self.held)
         typed = [open_input(name, self.held[name][0]) for name in inputs]
         part = segment(model, self.weights, nodes, typed, outputs)
-        runner = session(part, self.threads)
+        runner = session(part, self.threads, spinning=False)
         results = {name: Chunks() for name in outputs}
         for chunk in range(self.chunks):
             feeds = {name: self.held[name][chunk] for name in inputs}

@@ -41,9 +41,11 @@ def session(
     provider: str = "cpu",
     optimise: bool = True,
     precise: bool = False,
+    spinning: bool = True,
 ) -> Any:
     """An ``InferenceSession``; 0 threads leaves the number to ONNX Runtime. ``precise`` ones round
-    nothing that the model does not say.
+    nothing that the model does not say. Threads that are ``spinning`` wait for more work at full
+    speed, at the expense of what runs between one call and the next.
 
     Raises ``ModelError`` with ONNX Runtime's own words where it refuses the model.
     """
@@ -56,6 +58,8 @@ def session(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if precise:
         options.add_session_config_entry(*IN_FLOATS)
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers = [_provider(provider, ort.get_available_providers())]
     try:
         if not optimise and model.weight_bytes > LARGE:

@@ -78,7 +78,7 @@ class Stretches:
                 stride *= 2
                 for boundary in [b for b in self.held if b % stride]:
                     used -= _bytes(self.held.pop(boundary))
-            self.runners.append(session(self._segment(k, now[0]), self.threads))
+            self.runners.append(self._opened(self._segment(k, now[0])))
             now = [self._step(k, self.runners[k], values) for values in now]
         return [self._answers(values) for values in now]
 
@@ -98,6 +98,9 @@ class Stretches:
         ordered = [model.nodes[i] for i in sorted(nodes)]
         inputs = [open_input(name, values[name]) for name in self._inputs(k)]
         return segment(model, model.initializers, ordered, inputs, self._written(k))
+
+    def _opened(self, part: Model) -> Any:
+        return session(part, self.threads, spinning=False)
 
     def _inputs(self, k: int) -> list[str]:
         read = {n for i in self.stretches[k] for n in _reads(self.model, i)}
@@ -126,8 +129,8 @@ class Stretches:
         for k in range(start, len(self.stretches)):
             runner = self.runners[k]
             if k in places:
-                other = _rewritten(self._segment(k, now[0]), self.model, places[k])
-                runner = session(other, self.threads)
+                part = self._segment(k, now[0])
+                runner = self._opened(_rewritten(part, self.model, places[k]))
             now = [self._step(k, runner, values) for values in now]
         yield from (self._answers(values) for values in now)
 

@@ -66,9 +66,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often a session was made for each node, by its first output."""
     count: Counter[str] = Counter()
 
-    def counting(model: Model, *rest: Any) -> Any:
+    def counting(model: Model, *rest: Any, **options: Any) -> Any:
         count.update(node.output[0] for node in model.nodes)
-        return session(model, *rest)
+        return session(model, *rest, **options)
 
     monkeypatch.setattr(under_test, "session", counting)
     return count
