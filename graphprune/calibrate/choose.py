@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ MATCHING_WORK = 1.5e13  # MACs that matching may take: each step costs about thr
 RUNS_PER_STEP = 3.2
 MACS_PER_ELEMENT = 100  # in which every activation takes as long as so many MACs
 MATCHED, STEPS, FEWEST_STEPS = 512, 60, 12
-SURE_STEPS = 20  # to predictions: these are soon sure
+SURE_STEPS, SURE_RATE = 20, 0.06  # to predictions: these are soon sure
 CHUNKS, LARGEST_CHUNK = 10, 64  # chunks at least (some are held out), and rows of one at most
 OLDEST = 9  # opset that gradients can be written in
 BATCH_BYTES = 4e9  # of a forward pass that keeps everything,
@@ -100,7 +101,7 @@ def _matched(
     batch = max(1, min(256, int(BATCH_BYTES / max(BYTES_PER_ELEMENT * elements, 1))))
     recipe = ("matched", samples.key, model.sha256, count, steps, batch)
     total = min(samples.count, count * every)
-    search = match_statistics if layers else match_predictions
+    search = match_statistics if layers else partial(match_predictions, rate=SURE_RATE)
 
     def match() -> dict[str, Array]:
         start = samples.read(0, total)[to.name]
