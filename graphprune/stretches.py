@@ -16,7 +16,7 @@ from graphprune.linear import Change, Linear, rewritten
 from graphprune.model import Array, Model, captured
 from graphprune.runtime import Feeds, run_session, session
 
-NODES = 12  # of a stretch, about
+NODES, MOST = 12, 24  # of a stretch, about; stretches, for each has threads of its own
 Values = Mapping[str, Value]
 
 
@@ -158,6 +158,7 @@ def _bounds(
     count: int, made: Mapping[str, int], last: Mapping[str, int], whole: Sequence[tuple[int, int]]
 ) -> list[int]:
     """Where stretches begin, and the end: about every ``NODES`` nodes, where few tensors cross."""
+    size = max(NODES, -(-count // MOST))
     crossing = np.zeros(count + 2, np.int64)
     for name, read in last.items():  # alive at the boundaries made + 1 .. read
         crossing[made.get(name, -1) + 1] += 1
@@ -167,9 +168,9 @@ def _bounds(
         crossing[max(first, second) + 1] -= count + 1
     crossing = np.cumsum(crossing)
     bounds = [0]
-    while count - bounds[-1] > 3 * NODES // 2:
-        window = np.arange(bounds[-1] + NODES // 2, bounds[-1] + 3 * NODES // 2)
-        off = np.abs(window - bounds[-1] - NODES)
+    while count - bounds[-1] > 3 * size // 2:
+        window = np.arange(bounds[-1] + size // 2, bounds[-1] + 3 * size // 2)
+        off = np.abs(window - bounds[-1] - size)
         best = int(window[np.lexsort((off, crossing[window]))[0]])
         if crossing[best] > count:
             best = next((b for b in range(best, count) if crossing[b] <= count), count)

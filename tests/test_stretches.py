@@ -129,6 +129,11 @@ def test_little_memory_holds_few_boundaries() -> None:
     assert 0 in little.held
 
 
+def test_a_deep_model_has_no_more_stretches_than_that() -> None:
+    model = chain(200)
+    assert len(opened(model, feeds_of(model)).stretches) <= 3 * under_test.MOST // 2
+
+
 def test_an_operator_and_the_node_that_adds_its_bias_stay_together() -> None:
     b = Builder()
     y = "x"
