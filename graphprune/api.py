@@ -178,7 +178,7 @@ def _studied(
     if wanted and needed:
         clock("plan", lambda _: rehearse(prepared, options))
     studied = clock("calibrate", lambda progress: study(prepared, options, progress))
-    return replace(studied, notes=notes), options
+    return replace(studied, notes=(*notes, *studied.notes)), options
 
 
 def _pruned(studied: Study, judged: Judged, options: Options, clock: Clock) -> Result:

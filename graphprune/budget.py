@@ -375,8 +375,9 @@ def _steps_by_damage(distortions: list[Scores], levels: NDArray[np.int64]) -> li
 
 def _mask(ladders: list[_Ladder], levels: NDArray[np.int64], n_units: int) -> Mask:
     removed = np.zeros(n_units, dtype=bool)
-    for ladder, level in zip(ladders, levels, strict=True):
-        removed[ladder.removed_at(int(level))] = True
+    pairs = zip(ladders, levels.tolist(), strict=True)
+    parts = [ladder.removed_at(level) for ladder, level in pairs if level]
+    removed[np.concatenate([*parts, np.empty(0, np.int64)])] = True
     return removed
 
 

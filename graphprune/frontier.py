@@ -115,9 +115,9 @@ class Frontier:
         ]
         reads = {n for node in nodes for n in (*node.input, *captured(node)) if n} - mine
         inputs = sorted(name for name in reads if name in self.held)
-        typed = [_open_input(name, self.held[name][0]) for name in inputs]
-        segment = _segment(model, self.weights, nodes, typed, outputs)
-        runner = session(segment, self.threads)
+        typed = [open_input(name, self.held[name][0]) for name in inputs]
+        part = segment(model, self.weights, nodes, typed, outputs)
+        runner = session(part, self.threads, spinning=False)
         results = {name: Chunks() for name in outputs}
         for chunk in range(self.chunks):
             feeds = {name: self.held[name][chunk] for name in inputs}
@@ -142,7 +142,7 @@ def _size(value: Value | Path) -> int:
     return value.nbytes if isinstance(value, np.ndarray) else 0
 
 
-def _segment(
+def segment(
     model: Model,
     weights: Mapping[str, onnx.TensorProto],
     nodes: Sequence[onnx.NodeProto],
@@ -163,7 +163,7 @@ def _segment(
     return Model(skeleton, mine, model.data_files)
 
 
-def _open_input(name: str, value: Value) -> onnx.ValueInfoProto:
+def open_input(name: str, value: Value) -> onnx.ValueInfoProto:
     """A graph input of the type that the value has; its shape is left open."""
     first = value[0] if isinstance(value, list) else value
     kind = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(first.dtype), None)

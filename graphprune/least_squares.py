@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.linalg.lapack import dpotrf, dpotrs
 
 from graphprune.statistics import Moments
 
@@ -21,23 +21,37 @@ def solved(moments: Moments, weights: Matrix, ridge: float) -> tuple[Matrix, Mat
 
     ``weights``: [groups, out, in]; λ is ``ridge`` times the mean variance of the group's inputs.
     """
-    d = weights.shape[2]
-    scale = np.trace(moments.xx, axis1=1, axis2=2) / d
-    penalty = (ridge * scale + np.finfo(np.float64).tiny)[:, None, None]
-    left = moments.xx + penalty * np.eye(d)
-    right = (moments.tx + penalty * weights).transpose(0, 2, 1)
-    solutions = [_one(a, b) for a, b in zip(left, right, strict=True)] if d > SMALL else None
-    solution = np.linalg.solve(left, right) if solutions is None else np.stack(solutions)
-    matrix = solution.transpose(0, 2, 1)
-    return matrix, offset(moments, matrix)
+    return Ridged(moments, ridge).solved(moments, weights)
 
 
-def _one(left: Matrix, right: Matrix) -> Matrix:
-    """Symmetric and positive but for rounding: half the work of a general solution."""
-    try:
-        return np.asarray(cho_solve(cho_factor(left, lower=True), right))
-    except LinAlgError:  # a ridge so small that rounding of dependent inputs outweighs it
-        return np.asarray(np.linalg.solve(left, right))
+class Ridged:
+    """Xᶜ Xᶜᵀ + λ I of each group, factored once for any targets."""
+
+    def __init__(self, moments: Moments, ridge: float) -> None:
+        d = moments.xx.shape[2]
+        scale = np.trace(moments.xx, axis1=1, axis2=2) / d
+        self.penalty = ridge * scale + np.finfo(np.float64).tiny
+        self.left = moments.xx.copy()
+        self.left.reshape(len(self.left), -1)[:, :: d + 1] += self.penalty[:, None]
+        wide = self.left if d > SMALL else self.left[:0]
+        self.roots = [dpotrf(one.T, lower=True, clean=False) for one in wide]
+
+    def solved(self, moments: Moments, weights: Matrix) -> tuple[Matrix, Matrix]:
+        """As the function, for targets on the same inputs."""
+        right = moments.tx + self.penalty[:, None, None] * weights
+        if self.left.shape[2] <= SMALL:
+            solution = np.linalg.solve(self.left, right.transpose(0, 2, 1))
+            matrix = solution.transpose(0, 2, 1)
+        else:
+            matrix = np.stack([self._one(g, right[g]) for g in range(len(right))])
+        return matrix, offset(moments, matrix)
+
+    def _one(self, g: int, right: Matrix) -> Matrix:
+        """Symmetric and positive but for rounding: half the work of a general solution."""
+        root, failed = self.roots[g]
+        if failed:  # a ridge so small that rounding of dependent inputs outweighs it
+            return np.asarray(np.linalg.solve(self.left[g], right.T).T)
+        return np.asarray(dpotrs(root, right.T, lower=True, overwrite_b=True)[0].T)
 
 
 def offset(moments: Moments, matrix: Matrix) -> Matrix:

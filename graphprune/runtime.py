@@ -45,10 +45,12 @@ def session(
     optimise: bool = True,
     precise: bool = False,
     profile: Path | None = None,
+    spinning: bool = True,
 ) -> Any:
     """An ``InferenceSession``; 0 threads leaves the number to ONNX Runtime. ``precise`` ones round
     nothing that the model does not say. ``profile`` is how the profiler's file is to begin; it
-    writes until ``end_profiling()``.
+    writes until ``end_profiling()``. Threads that are ``spinning`` wait for more work at full
+    speed, at the expense of what runs between one call and the next.
 
     Raises ``ModelError`` with ONNX Runtime's own words where it refuses the model.
     """
@@ -64,6 +66,8 @@ def session(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers = [provider_of(provider, ort.get_available_providers())]
     try:
         if not optimise and model.weight_bytes > LARGE:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg.blas import dger
 
 from graphprune.linear import Linear
 from graphprune.model import Array
@@ -102,10 +103,19 @@ class Sums:
             self.count,
             self.shift_x + x,
             self.shift_t + t,
-            self.xx / n - x[:, :, None] * x[:, None, :] if self.gram else self.xx,
-            self.tx / n - t[:, :, None] * x[:, None, :],
+            _less_means(self.xx, n, x, x) if self.gram else self.xx,
+            _less_means(self.tx, n, t, x),
             np.maximum(self.tt / n - np.square(t), 0),
         )
+
+
+def _less_means(products: Matrix, count: float, a: Matrix, b: Matrix) -> Matrix:
+    """Mean products less products of means: [groups, a, b]; large, so written over once only."""
+    result = products / count
+    for one, left, right in zip(result, a, b, strict=True):
+        if one.size:  # rows of ``one`` are the columns that BLAS knows
+            dger(-1.0, right, left, a=one.T, overwrite_a=True)
+    return result
 
 
 @dataclass(frozen=True)

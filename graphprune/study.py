@@ -33,7 +33,7 @@ class Study:
     inputs: Calibration | None
     memory: float  # bytes
     seed: int
-    notes: tuple[str, ...] = ()  # what a model of this size had to do without
+    notes: tuple[str, ...] = ()  # what a model of this size has to do without
 
 
 def study(prepared: Prepared, options: Options, progress: Progress = silent) -> Study:
@@ -56,7 +56,7 @@ def study(prepared: Prepared, options: Options, progress: Progress = silent) -> 
         preprocess=None if options.preprocess is None else Preprocess.parse(options.preprocess),
         progress=progress,
     )
-    return replace(studied, inputs=inputs)
+    return replace(studied, inputs=inputs, notes=inputs.notes)
 
 
 def evidence(

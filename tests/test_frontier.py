@@ -78,9 +78,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each node was run, by its first output; constants apart."""
     count: Counter[str] = Counter()
 
-    def counting(model: Model, *rest: Any) -> Any:
+    def counting(model: Model, *rest: Any, **options: Any) -> Any:
         count.update(n.output[0] for n in model.nodes if n.output[0] not in model.constant_names)
-        return session(model, *rest)
+        return session(model, *rest, **options)
 
     monkeypatch.setattr(under_test, "session", counting)
     return count

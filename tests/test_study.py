@@ -282,6 +282,19 @@ def test_apply_of_a_plan_on_matched_inputs(path: Path, monkeypatch: pytest.Monke
     result = api.prune(path, cache=False, **options)
     assert result.plan.options["calibration"]["samples"] == 20
     assert content(applied(path, result.plan)) == content(result)
+    assert [
+        note for note in result.notes if note.startswith("12 made-up inputs matched in 2 steps")
+    ]
+
+
+def test_matching_that_is_not_cut_short_says_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose, "STEPS", 2)
+    onnx.save(network(norm=True, side=8), path)
+    result = api.prune(path, cache=False, **QUICK)
+    assert "matched" in (result.calibration or "")
+    assert not [note for note in result.notes if "matched" in note]
 
 
 def test_a_plan_that_needs_no_inputs_asks_for_none(path: Path, calib: Path) -> None:

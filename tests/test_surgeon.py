@@ -11,7 +11,7 @@ from graphs import Builder, random_cnn
 from numpy.typing import NDArray
 
 from graphprune import api
-from graphprune.criteria import surgeon
+from graphprune.criteria import evidence, surgeon
 from graphprune.criteria.evidence import gather
 from graphprune.criteria.observed import OBSERVED, flap, variance, wanda
 from graphprune.criteria.surgeon import Consumer, sweep
@@ -261,6 +261,45 @@ def test_evidence_of_groups_of_one_unit(seed: int) -> None:
         assert len(e.curve) == len(e.order) + 1
         assert np.isfinite(e.curve).all()
         assert (np.diff(e.curve) >= 0).all()
+
+
+def chain(depth: int) -> Any:
+    """Products and rectifiers in turn: each width is a group of its own."""
+    b = Builder()
+    y = b.add("MatMul", "x", b.weight(4, 6))
+    for _ in range(depth):
+        y = b.add("MatMul", b.add("Relu", y), b.weight(6, 6))
+    y = b.add("MatMul", b.add("Relu", y), b.weight(6, 3))
+    return b.model({"x": ["N", 4]}, {y: ["N", 3]})
+
+
+def test_of_very_many_groups_every_second_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = api.prepare(chain(9))
+    original = prepared.folded(prepared.analysis.model)
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.standard_normal((8, 4), dtype=np.float32)} for _ in range(5)]
+    measured: list[float] = []
+    effect = evidence._Effect.of
+
+    def counted(self: Any, changes: Any) -> float:
+        measured.append(effect(self, changes))
+        return measured[-1]
+
+    monkeypatch.setattr(evidence._Effect, "of", counted)
+    for most, wanted in ((4096, 10), (40, 5)):
+        measured.clear()
+        monkeypatch.setattr(evidence, "EVALUATIONS", most)
+        found = gather(prepared.analysis, original, feeds, lambda group, consumers: None)
+        assert len(found) == 10
+        assert len(measured) == wanted * len(evidence.STOPS)
+        assert all((np.diff(e.curve) >= 0).all() and e.curve[-1] > 0 for e in found.values())
+
+
+def test_few_samples_are_taken_of_a_large_chunk() -> None:
+    model = api.prepare(chain(1)).analysis.model
+    feeds = [{"x": np.full((8, 4), i, np.float32)} for i in range(3)]
+    assert [len(feed["x"]) for feed in evidence._few(model, feeds, 3)] == [3]
+    assert [len(feed["x"]) for feed in evidence._few(model, feeds, 17)] == [8, 8]
 
 
 # --- the criteria by hand: five units, one column each, two outputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,15 @@ from graphprune.shapes import Shapes
 
 MOST, LEAST = 512, 64  # samples where nobody says how many
 WORK = 5e11  # MACs that one run over all samples may take
-MATCHING_WORK = 6e12  # MACs that matching may take: each step costs about three runs
+MATCHING_WORK = 1.5e13  # MACs that matching may take: each step costs about three runs,
 RUNS_PER_STEP = 3.2
+MACS_PER_ELEMENT = 100  # in which every activation takes as long as so many MACs
 MATCHED, STEPS, FEWEST_STEPS = 512, 60, 12
+SURE_STEPS, SURE_RATE = 20, 0.06  # to predictions: these are soon sure
 CHUNKS, LARGEST_CHUNK = 10, 64  # chunks at least (some are held out), and rows of one at most
 OLDEST = 9  # opset that gradients can be written in
-BATCH_BYTES = 4e9  # of a forward pass that keeps everything
+BATCH_BYTES = 4e9  # of a forward pass that keeps everything,
+BYTES_PER_ELEMENT = 8  # there and back
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Calibration:
     asked: int  # samples at most; matching and files may give fewer
     source: str
     key: str
+    notes: tuple[str, ...] = ()  # what they fall short of
 
 
 def calibration(
@@ -56,13 +61,14 @@ def calibration(
     BatchNormalization stored, where it is still in the graph. ``macs`` are those of one sample."""
     most = count or int(np.clip(WORK / max(macs, 1.0), LEAST, MOST))
     samples = open_samples(given, model, shapes, most, seed, preprocess)
+    notes: tuple[str, ...] = ()
     if given in (None, "none", Path("none")):
-        samples = _matched(samples, model, shapes, macs, cache, seed, progress)
+        samples, notes = _matched(samples, model, shapes, macs, cache, seed, progress)
     chunk = min(LARGEST_CHUNK, max(1, -(-samples.count // CHUNKS)))
     feeds = Chunked(samples, model, chunk)
     if not len(feeds):
         raise ModelError("there are no calibration inputs", samples.source)
-    return Calibration(feeds, most, samples.source, samples.key)
+    return Calibration(feeds, most, samples.source, samples.key, notes)
 
 
 def _matched(
@@ -73,25 +79,29 @@ def _matched(
     cache: Cache,
     seed: int,
     progress: Callable[[float], None],
-) -> Samples:
+) -> tuple[Samples, tuple[str, ...]]:
     """The same pictures, moved until each BatchNormalization sees what it stored; where none is
-    left, every second one until a classifier is sure of it. Other models keep what they have."""
+    left, every second one until a classifier is sure of it. Other models keep what they have.
+
+    What a model of this size takes too long for is left out, which is then said."""
     sized = opened_sizes(model, shapes)
     pictures = picture_inputs(model, sized)
     layers = batch_norms(model)
     if len(pictures) != 1 or pictures[0].dtype != np.float32:
-        return samples
+        return samples, ()
     if (not layers and class_scores(model, shapes) is None) or model.opsets.get("", 0) < OLDEST:
-        return samples
+        return samples, ()
     to = pictures[0]
-    work = RUNS_PER_STEP * max(macs, 1.0)
-    count = min(samples.count, MATCHED, max(LEAST, int(MATCHING_WORK / work / STEPS)))
-    steps = int(np.clip(MATCHING_WORK / work / count, FEWEST_STEPS, STEPS))
-    batch = max(1, min(256, int(BATCH_BYTES / max(_activation_bytes(shapes, to), 1))))
+    elements = _activations(model, shapes, to)
+    every, wanted = (1, STEPS) if layers else (2, SURE_STEPS)
+    runs = MATCHING_WORK / (RUNS_PER_STEP * (max(macs, 1.0) + MACS_PER_ELEMENT * elements))
+    asked = min(-(-samples.count // every), MATCHED)
+    count = min(asked, max(LEAST, int(runs / wanted)))
+    steps = int(np.clip(runs / count, FEWEST_STEPS, wanted))
+    batch = max(1, min(256, int(BATCH_BYTES / max(BYTES_PER_ELEMENT * elements, 1))))
     recipe = ("matched", samples.key, model.sha256, count, steps, batch)
-    every = 1 if layers else 2
     total = min(samples.count, count * every)
-    search = match_statistics if layers else match_predictions
+    search = match_statistics if layers else partial(match_predictions, rate=SURE_RATE)
 
     def match() -> dict[str, Array]:
         start = samples.read(0, total)[to.name]
@@ -124,12 +134,20 @@ def _matched(
     def read(start: int, stop: int) -> dict[str, Array]:
         return {**samples.read(start, min(stop, total)), to.name: made["pictures"][start:stop]}
 
-    return replace(samples, count=total, source=source, key=samples.key + repr(recipe), read=read)
+    key = samples.key + repr(recipe)
+    notes: tuple[str, ...] = ()
+    if (count, steps) != (asked, wanted):
+        notes = (
+            f"{count} made-up inputs matched in {steps} steps; {asked} in {wanted}, the most that "
+            "helps, would take long here: samples of your own (--calib) serve better",
+        )
+    return replace(samples, count=total, source=source, key=key, read=read), notes
 
 
-def _activation_bytes(shapes: Shapes, to: PictureInput) -> float:
-    """Bytes of all float activations of one sample, forward and back."""
+def _activations(model: Model, shapes: Shapes, to: PictureInput) -> float:
+    """Elements of all activations of one sample."""
     analysed = shapes.inputs[to.name]
     scale = to.height * to.width * to.channels / max(1, int(np.prod(analysed[1:])))
-    sizes = (np.prod(shape, dtype=np.float64) for shape in shapes.shape.values() if shape)
-    return float(sum(sizes)) * 4 * 2 * scale / max(1, analysed[0])
+    moving = (s for name, s in shapes.shape.items() if s and name not in model.constant_names)
+    sizes = (np.prod(shape, dtype=np.float64) for shape in moving)
+    return float(sum(sizes)) * scale / max(1, analysed[0])

@@ -3,6 +3,7 @@ that costs, and how much of that reaches the model's outputs."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,23 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphprune.analysis import Analysis
-from graphprune.calibrate.samples import split
+from graphprune.calibrate.samples import batched_inputs, rows_per_run, split
 from graphprune.coupling import Group
-from graphprune.criteria.surgeon import Consumer, Matrix, Sweep, sweep
+from graphprune.criteria.surgeon import Consumer, Matrix, sweep
 from graphprune.distortion import distortion
 from graphprune.errors import ModelError
 from graphprune.frontier import Frontier
 from graphprune.least_squares import offset
-from graphprune.linear import Linear, linears, rewritten
+from graphprune.linear import Change, Linear, linears
 from graphprune.model import Array, Model
-from graphprune.runtime import Feeds, run_session, session
+from graphprune.runtime import Feeds
 from graphprune.statistics import Moments, Sums, chunk_rows
+from graphprune.stretches import Stretches
 
 Order = Callable[[Group, list[Consumer]], NDArray[np.int64] | None]
 STOPS = (0.25, 0.6)  # shares of a group gone at which its effect on the outputs is measured
 EVALUATIONS = 4096  # samples run for all measurements of effects together,
-EFFORT = 8e12  # as long as they cost no more MACs than this,
-FEWEST = 8  # but so many samples for each
+EFFORT = 2e12  # as long as they would cost no more MACs than this if each ran the whole model,
+FEWEST = 4  # but so many samples for each
+EFFECTS_SHARE = 0.25  # of the memory
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,12 @@ def gather(
         for weight in weights:
             groups_of.setdefault(weight, []).append(g)
     fit, held = split(feeds)
-    frontier = Frontier(original, fit, memory)
+    frontier = Frontier(original, fit, memory * (1 - EFFECTS_SHARE))
     macs = analysis.cost.of(analysis.nothing_removed).macs
     most = min(EVALUATIONS, EFFORT / max(macs, 1.0)) / max(1, len(readers) * len(STOPS))
-    effect = _Effect(original, held if len(held) else fit, max(FEWEST, int(most)))
+    judges = _few(original, held if len(held) else fit, max(FEWEST, int(most)))
+    operators = [r.linear for found in readers.values() for r in found]
+    effect = _Effect(original, judges, operators, len(readers), memory * EFFECTS_SHARE)
     known: dict[str, Moments] = {}
     evidence: dict[int, Evidence] = {}
     todo = [
@@ -183,16 +188,20 @@ def _judged(
         for r in readers
     ]
     size = len(readers[0].columns)
-    stops = sorted({max(1, round(share * size)) for share in STOPS})
-    found = sweep(consumers, size, order(group, consumers), stops)
-    measured = []
-    for count, weights in found.stops:
-        changes = [
-            (r.linear, w, offset(_known_outputs(original, r.linear, known[r.linear.weight]), w))
-            for r, w in zip(readers, weights, strict=True)
-        ]
-        measured.append((count, effect.of(changes)))
-    return Evidence(found.order, _scaled(found, measured))
+    alike = len(readers)
+    counts = sorted({max(1, round(share * size)) for share in STOPS}) if effect.due(alike) else []
+    found = sweep(consumers, size, order(group, consumers), counts)
+    if counts:
+        effect.lent[alike] = ratios = []
+        for count, weights in found.stops:
+            changes = [
+                (r.linear, w, offset(_known_outputs(original, r.linear, known[r.linear.weight]), w))
+                for r, w in zip(readers, weights, strict=True)
+            ]
+            local, value = found.curve[count], effect.of(changes)
+            if local > 0 and value > 0:
+                ratios.append((count / size, value / local))
+    return Evidence(found.order, _scaled(found.curve, effect.lent[alike]))
 
 
 def _known_outputs(original: Model, linear: Linear, moments: Moments) -> Moments:
@@ -202,46 +211,58 @@ def _known_outputs(original: Model, linear: Linear, moments: Moments) -> Moments
     return replace(moments, mean_t=np.einsum("gmd,gd->gm", matrix, moments.mean_x) + bias)
 
 
-def _scaled(found: Sweep, measured: Sequence[tuple[int, float]]) -> Matrix:
-    """The local curve times (output distortion / local distortion), between the stops in logs."""
-    ratios = [
-        (count, value / found.curve[count])
-        for count, value in measured
-        if found.curve[count] > 0 and value > 0
-    ]
+def _scaled(curve: Matrix, ratios: Sequence[tuple[float, float]]) -> Matrix:
+    """The local curve times (output distortion / local distortion), which is known after some
+    shares of the group have left; between these in logs."""
     if not ratios:
-        return found.curve
-    counts, values = zip(*ratios, strict=True)
-    factor = np.exp(np.interp(np.arange(len(found.curve)), counts, np.log(values)))
-    return np.maximum.accumulate(found.curve * factor)
+        return curve
+    shares, values = zip(*ratios, strict=True)
+    here = np.linspace(0, 1, len(curve))
+    return np.maximum.accumulate(curve * np.exp(np.interp(here, shares, np.log(values))))
 
 
 class _Effect:
-    """Distortion of the model's outputs when some operators get other weights."""
+    """Distortion of the model's outputs when some operators get other weights.
 
-    def __init__(self, model: Model, feeds: Sequence[Feeds], samples: int) -> None:
-        self.model = model
-        self.feeds = self._few(feeds, samples)
-        runner = session(model)
-        self.reference = [run_session(runner, feed) for feed in self.feeds]
-        floats = [a for answer in self.reference for a in answer if a.dtype.kind == "f"]
+    Of very many groups only some are measured; to the others the last one with as many readers
+    lends what it has, so that the cost is linear in the depth.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        feeds: Sequence[Feeds],
+        operators: Sequence[Linear],
+        groups: int,
+        memory: float,
+    ) -> None:
+        self.stretches = Stretches(model, feeds, operators, memory)
+        self.every = -(-groups * len(STOPS) * FEWEST // EVALUATIONS)
+        self.seen: Counter[int] = Counter()
+        self.lent: dict[int, list[tuple[float, float]]] = {}  # number of readers → what was found
+        answers = [a for answer in self.stretches.reference for a in answer]
+        floats = [a for a in answers if a.dtype.kind == "f"]
         if floats and not all(np.isfinite(array).all() for array in floats):
             raise ModelError(
                 "nothing can be scored: outputs on the calibration inputs are NaN or infinite",
                 hint="Check the weights for infinities and overflows, or give --calib.",
             )
 
-    @staticmethod
-    def _few(feeds: Sequence[Feeds], samples: int) -> list[Feeds]:
-        """The first samples, about as many as asked for: chunks are not split."""
-        first = np.asarray(next(iter(feeds[0].values())))
-        per_chunk = len(first) if first.ndim else 1
-        return [feeds[i] for i in range(min(len(feeds), max(1, samples // per_chunk)))]
+    def due(self, alike: int) -> bool:
+        """Whether the next group of so many readers is to be measured."""
+        self.seen[alike] += 1
+        return (self.seen[alike] - 1) % self.every == 0
 
-    def of(self, changes: Sequence[tuple[Linear, Matrix, Matrix]]) -> float:
-        runner = session(rewritten(self.model, changes))
-        values = [
-            distortion(reference, run_session(runner, feed))
-            for reference, feed in zip(self.reference, self.feeds, strict=True)
-        ]
-        return float(np.mean(values))
+    def of(self, changes: Sequence[Change]) -> float:
+        pairs = zip(self.stretches.reference, self.stretches.changed(changes), strict=True)
+        return float(np.mean([distortion(reference, now) for reference, now in pairs]))
+
+
+def _few(model: Model, feeds: Sequence[Feeds], samples: int) -> list[Feeds]:
+    """The first samples, about as many as asked for: chunks are split only where one is enough."""
+    batched = batched_inputs(model)
+    first = feeds[0]
+    rows = next((len(np.asarray(first[name])) for name in first if name in batched), 1)
+    if rows <= samples or rows_per_run(model) is not None:
+        return [feeds[i] for i in range(min(len(feeds), max(1, samples // rows)))]
+    return [{name: v[:samples] if name in batched else v for name, v in first.items()}]

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve_triangular
 from scipy.linalg.blas import dgemm
-from scipy.linalg.lapack import dpotrf, dpotri
+from scipy.linalg.lapack import dpotrf, dpotri, dtrtri
 
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -33,7 +32,7 @@ class Consumer:
     mean: Matrix  # [groups, in]
     columns: Indices
     rows: float = np.inf  # that the covariance was taken over
-    left: Matrix = field(init=False)  # the weights updated for what has left
+    left: Matrix = field(init=False)  # [groups, in, out]: the weights updated for what has left
     inverse: Matrix = field(init=False)
     gone: NDArray[np.bool_] = field(init=False)  # [groups, columns that still stand]
     energy: float = field(init=False)  # ||W X||^2 per row, what errors are relative to
@@ -44,11 +43,13 @@ class Consumer:
         mean = variances.mean(axis=1)[:, None, None]
         constant = variances <= CONSTANT * np.square(self.mean).mean(axis=1, keepdims=True)
         constant |= variances <= CONSTANT * mean[:, 0]
-        self.left = np.where(constant[:, None], 0.0, self.weights)  # all in the bias: free
-        damping = DAMPING + SCARCE * d / self.rows
-        damped = self.covariance + (damping * mean + 1e-30) * np.eye(d)
-        self.inverse = np.stack([_inverse(one) for one in damped])
-        energy = np.einsum("gmd,gmd->", self.left @ self.covariance, self.left)
+        self.left = np.array(self.weights.swapaxes(1, 2), order="C")
+        self.left[constant] = 0.0  # all in the bias: free
+        damping = (DAMPING + SCARCE * d / self.rows) * mean[:, 0] + 1e-30
+        self.inverse = np.stack(
+            [_inverse(one, extra) for one, extra in zip(self.covariance, damping, strict=True)]
+        )
+        energy = np.vdot(self.covariance @ self.left, self.left)
         self.energy = max(float(energy), 1e-30)
         self.gone = np.zeros((len(self.left), d), bool)
         self.place = np.arange(d)  # original column → where it stands now
@@ -58,9 +59,9 @@ class Consumer:
         at = self.place[self.columns[units]]  # [units, groups, width]
         g = np.arange(at.shape[1])[None, :, None]
         block = self.inverse[g[..., None], at[..., :, None], at[..., None, :]]
-        weights = self.left[g, :, at]  # [units, groups, width, out]
-        solved = np.linalg.solve(block, weights)
-        return np.asarray(np.einsum("ugwm,ugwm->u", weights, solved) / self.energy)
+        weights = self.left[g, at]  # [units, groups, width, out]
+        solved = np.linalg.solve(block, weights @ weights.swapaxes(2, 3))
+        return np.asarray(np.einsum("ugww->u", solved) / self.energy)
 
     def remove(self, units: Indices) -> float:
         """Take ``units`` out together, update the rest; the relative squared error it costs."""
@@ -69,11 +70,12 @@ class Consumer:
         for g, columns in enumerate(at):
             rows = self.inverse[g][columns]
             root = np.linalg.cholesky(rows[:, columns])  # of the block that leaves
-            half = solve_triangular(root, rows, lower=True)  # [removed, in]
-            gone = solve_triangular(root, self.left[g][:, columns].T, lower=True)  # [removed, out]
-            total += float(np.square(gone).sum())
-            self.left[g] -= gone.T @ half
-            self.left[g][:, columns] = 0
+            back = np.asarray(dtrtri(root, lower=True)[0])
+            half = back @ rows  # [removed, in]
+            gone = back @ self.left[g][columns]  # [removed, out]
+            total += float(np.vdot(gone, gone))
+            self.left[g] -= half.T @ gone
+            self.left[g][columns] = 0
             # symmetric, so its transpose, which BLAS updates in place, is the same matrix
             dgemm(-1.0, half.T, half, 1.0, self.inverse[g].T, overwrite_c=True)
         self.gone[np.arange(len(at))[:, None], at] = True
@@ -83,11 +85,9 @@ class Consumer:
 
     def whole(self) -> Matrix:
         """The updated weights in the original's columns, zeros where columns left."""
-        if not self.left.shape[2]:
-            return np.zeros((*self.left.shape[:2], len(self.place)))
-        weights = self.left[:, :, np.maximum(self.place, 0)]
-        weights[:, :, self.place < 0] = 0
-        return weights
+        weights = np.zeros((len(self.left), len(self.place), self.left.shape[2]))
+        weights[:, self.place >= 0] = self.left[:, self.place[self.place >= 0]]
+        return weights.swapaxes(1, 2)
 
     def _compact(self) -> None:
         """Drop columns that left; every group loses as many."""
@@ -95,7 +95,7 @@ class Consumer:
         if not (where == where[0]).all():
             return  # other positions in each group: they stay, as zeros
         where = where[0]
-        self.left = self.left[:, :, where]
+        self.left = self.left[:, where]
         self.inverse = np.stack([one[np.ix_(where, where)] for one in self.inverse])
         place = np.full(self.gone.shape[1], -1)
         place[where] = np.arange(len(where))
@@ -103,14 +103,17 @@ class Consumer:
         self.gone = self.gone[:, where]
 
 
-def _inverse(damped: Matrix) -> Matrix:
-    """Of a symmetric positive matrix, both triangles filled."""
-    root, failed = dpotrf(damped, lower=True)
-    lower, refused = dpotri(root, lower=True)
+def _inverse(covariance: Matrix, damping: float) -> Matrix:
+    """Of a symmetric positive matrix with more on its diagonal, both triangles filled."""
+    damped = covariance.copy()
+    damped.reshape(-1)[:: len(damped) + 1] += damping
+    root, failed = dpotrf(damped.T, lower=True)
+    lower, refused = dpotri(root, lower=True, overwrite_c=True)
     if failed or refused:  # rounding has eaten the damping
         return np.asarray(np.linalg.inv(damped))
-    lower = np.tril(lower)
-    return np.ascontiguousarray(lower + np.tril(lower, -1).T)
+    result: Matrix = np.add(lower, lower.T, order="C")  # above it: zeros
+    np.fill_diagonal(result, np.diagonal(lower))
+    return result
 
 
 @dataclass(frozen=True)

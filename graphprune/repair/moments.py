@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg.lapack import dposv
 
 from graphprune.coupling import Mask
 from graphprune.linear import Linear, Matrix, rewritten
@@ -69,12 +70,13 @@ def _fitted(
             columns[consumer.groups], consumer.kept, consumer.weights, strict=True
         )
     ]
-    errors = [sum(part.held_out(ridge) for part in parts) for ridge in ridges]
+    errors = np.sum([part.held_out(ridges) for part in parts], axis=0)
     ridge = ridges[int(np.argmin(errors))]
-    mixing, shift = zip(*(part.reading(part.x, ridge) for part in parts), strict=True)
+    mixing, shift = zip(*(_reading(part.products(part.x), ridge) for part in parts), strict=True)
     scale = max(sum(part.variance for part in parts), float(np.finfo(np.float64).tiny))
     before = sum(part.lost for part in parts) / scale
-    report = Repaired(consumer.node, f"moments, ridge {ridge:g}", before, min(errors) / scale)
+    after = float(errors.min()) / scale
+    report = Repaired(consumer.node, f"moments, ridge {ridge:g}", before, after)
     return consumer.folded([part.places for part in parts], mixing, shift), report
 
 
@@ -107,19 +109,43 @@ class _Part:
         y = self.x[:, ~self.kept] @ self.weights[:, ~self.kept].T
         return float(np.square(y).mean(0).sum())
 
-    def reading(self, x: Matrix, ridge: float) -> tuple[Matrix, Matrix]:
-        """B [lost, kept] and the shift [lost] of the best affine reading of what is lost."""
-        mean = x.mean(0)
-        s, p = (x - mean)[:, self.kept], (x - mean)[:, ~self.kept]
-        gram = s.T @ s
-        penalty = ridge * np.trace(gram) / len(gram) + np.finfo(np.float64).tiny
-        mix = np.linalg.solve(gram + penalty * np.eye(len(gram)), s.T @ p).T
-        return mix, mean[~self.kept] - mix @ mean[self.kept]
+    def products(self, x: Matrix) -> _Products:
+        """Of these rows of x."""
+        s, p = x[:, self.kept], x[:, ~self.kept]
+        means = s.mean(0), p.mean(0)
+        s, p = s - means[0], p - means[1]
+        return _Products(*means, s.T @ s, s.T @ p)
 
-    def held_out(self, ridge: float) -> float:
-        """Mean squared error of the output on rows that the reading has not seen."""
+    def held_out(self, ridges: Sequence[float]) -> list[float]:
+        """Mean squared errors of the output on rows that the readings have not seen."""
         seen = int(len(self.x) * SEEN)
-        mix, shift = self.reading(self.x[:seen], ridge)
-        rest = self.x[seen:]
-        missed = rest[:, ~self.kept] - rest[:, self.kept] @ mix.T - shift
-        return float(np.square(missed @ self.weights[:, ~self.kept].T).mean(0).sum())
+        products = self.products(self.x[:seen])
+        s, p = self.x[seen:, self.kept], self.x[seen:, ~self.kept]
+        lost = self.weights[:, ~self.kept].T
+        errors = []
+        for ridge in ridges:
+            mix, shift = _reading(products, ridge)
+            errors.append(float(np.square((p - s @ mix.T - shift) @ lost).mean(0).sum()))
+        return errors
+
+
+@dataclass(frozen=True)
+class _Products:
+    """What some rows say of channels that are kept and those that are lost."""
+
+    kept: Matrix  # means
+    lost: Matrix
+    gram: Matrix  # [kept, kept], centred
+    cross: Matrix  # [kept, lost]
+
+
+def _reading(products: _Products, ridge: float) -> tuple[Matrix, Matrix]:
+    """B [lost, kept] and the shift [lost] of the best affine reading of what is lost."""
+    damped = products.gram.copy()
+    penalty = ridge * np.trace(damped) / len(damped) + np.finfo(np.float64).tiny
+    damped.reshape(-1)[:: len(damped) + 1] += penalty
+    if not products.cross.size:  # a group that lost nothing
+        return products.cross.T, products.lost
+    _, mix, failed = dposv(damped.T, products.cross, lower=True)
+    found: Matrix = np.asarray(np.linalg.solve(damped, products.cross) if failed else mix)
+    return found.T, products.lost - found.T @ products.kept

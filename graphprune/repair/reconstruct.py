@@ -13,7 +13,7 @@ import onnx
 from graphprune.calibrate.samples import HELD_OUT
 from graphprune.frontier import Frontier
 from graphprune.interface import reshaped
-from graphprune.least_squares import best_ridge, error, solved
+from graphprune.least_squares import Ridged, best_ridge, error
 from graphprune.linear import (
     RECURRENT,
     Linear,
@@ -162,13 +162,14 @@ def _repaired(
     fit, held = _sums(damage, site, before, after)
     everything = fit.merged(held).centred()
     ridge = best_ridge(fit.centred(), held.centred(), weights)
-    matrix, bias = solved(everything, weights, ridge)
+    inputs = Ridged(everything, ridge)
+    matrix, bias = inputs.solved(everything, weights)
     scale = max(float(everything.tt.sum()), 1e-30)
     errors = [error(everything, *pair) / scale for pair in ((weights, old), (matrix, bias))]
     if site.rectified:  # what lies below zero on both sides does not count: solve once more
         relaxed = _sums(damage, site, before, after, (matrix, bias))
         both = replace(relaxed[0].merged(relaxed[1]).centred(), xx=everything.xx)
-        matrix, bias = solved(both, weights, ridge)
+        matrix, bias = inputs.solved(both, weights)
     return matrix, bias, Repaired(name, f"ridge {ridge:g}", *errors)
 
 

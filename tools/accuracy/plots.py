@@ -1,5 +1,6 @@
-"""A line chart as a small SVG: accuracy against MACs kept, one line per method."""
+"""Line charts as small SVGs: accuracy against MACs kept, one line per method; and on log axes."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -16,7 +17,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Series:
-    """One line: points (MACs kept in [0, 1], top-1 in percent)."""
+    """One line: points (for accuracy: MACs kept in [0, 1], top-1 in percent)."""
 
     name: str
     points: tuple[Point, ...]
@@ -55,9 +56,56 @@ def line_chart(title: str, series: Sequence[Series], dense: float) -> str:
             f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3" fill="{colour}"/>'
             for x, y in points[:-1]
         ]
-        height = y_of(dense) + 12 + LABEL_DISTANCE * (i + 1)
-        drawn.append(_rule(WIDTH - RIGHT + 8, height - 4, WIDTH - RIGHT + 24, height - 4, colour))
-        drawn.append(_text(WIDTH - RIGHT + 30, height, name, "start", "#333"))
+        drawn += _named(name, y_of(dense) + 12 + LABEL_DISTANCE * (i + 1), colour)
+    return _framed(title, drawn)
+
+
+def log_chart(title: str, x_name: str, y_name: str, series: Sequence[Series]) -> str:
+    """The SVG of positive numbers on log axes, and a dotted line that grows as fast as x does."""
+    points = [point for line in series for point in line.points]
+    low_x, high_x = (f(math.log10(x) for x, _ in points) for f in (min, max))
+    low_y = math.floor(min(math.log10(y) for _, y in points))
+    high_y = math.ceil(max(math.log10(y) for _, y in points))
+
+    def x_of(value: float) -> float:
+        share = (math.log10(value) - low_x) / max(high_x - low_x, 1e-9)
+        return LEFT + share * (WIDTH - LEFT - RIGHT)
+
+    def y_of(value: float) -> float:
+        share = (math.log10(value) - low_y) / max(high_y - low_y, 1)
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+    drawn = [_text(WIDTH / 2 - RIGHT / 2 + LEFT / 2, 20, title, "middle", "#333", 14)]
+    for power in range(low_y, high_y + 1):
+        drawn += [_rule(LEFT, y_of(10.0**power), WIDTH - RIGHT, y_of(10.0**power), LINE)]
+        drawn += [_text(LEFT - 6, y_of(10.0**power) + 4, f"{10.0**power:g}", "end", GREY)]
+    for power in range(math.ceil(low_x), math.floor(high_x) + 1):
+        drawn.append(_text(x_of(10.0**power), HEIGHT - BOTTOM + 18, f"{10.0**power:g}", "middle"))
+    drawn.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x_name, "middle"))
+    drawn.append(_text(14, TOP - 8, y_name, "start"))
+    last = max(series[0].points)
+    fall = min(last[1] / 10.0**low_y, 10 ** (high_x - low_x))
+    start, end = (last[0] / fall, last[1] / fall), last
+    drawn.append(_rule(x_of(start[0]), y_of(start[1]), x_of(end[0]), y_of(end[1]), GREY, "2 4"))
+    for i, line in enumerate(series):
+        colour = COLOURS[i % len(COLOURS)]
+        path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in sorted(line.points))
+        drawn.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        drawn += [
+            f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3" fill="{colour}"/>'
+            for x, y in line.points
+        ]
+        drawn += _named(line.name, TOP + 12 + LABEL_DISTANCE * i, colour)
+    drawn += _named("linear", TOP + 12 + LABEL_DISTANCE * len(series), GREY)
+    return _framed(title, drawn)
+
+
+def _named(name: str, height: float, colour: str) -> list[str]:
+    rule = _rule(WIDTH - RIGHT + 8, height - 4, WIDTH - RIGHT + 24, height - 4, colour)
+    return [rule, _text(WIDTH - RIGHT + 30, height, name, "start", "#333")]
+
+
+def _framed(title: str, drawn: Sequence[str]) -> str:
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'font-family="sans-serif" font-size="12"><title>{escape(title)}</title>'
