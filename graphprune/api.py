@@ -164,6 +164,12 @@ def _studied(
     cache = Cache(beside(model) if options.cache else None)
     prepared = clock("analyse", lambda _: analyse(original, size, options.scope, cache=cache))
     if wanted and options.timed:
+        if too_large(original):
+            raise UsageError(
+                "the model is too large to be run here, and so to be timed",
+                "--target-latency",
+                "Give another budget.",
+            )
         prepared = clock("time", lambda _: timed(prepared, options))
         options = in_milliseconds(prepared, options)
     if options.eval_data is not None:
