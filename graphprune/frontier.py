@@ -163,10 +163,10 @@ def segment(
     return Model(skeleton, mine, model.data_files)
 
 
-def open_input(name: str, value: Value) -> onnx.ValueInfoProto:
-    """A graph input of the type that the value has; its shape is left open."""
+def open_input(name: str, value: Value, shape: Sequence[int] | None = None) -> onnx.ValueInfoProto:
+    """A graph input of the type that the value has; its shape is left open unless given."""
     first = value[0] if isinstance(value, list) else value
-    kind = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(first.dtype), None)
+    kind = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(first.dtype), shape)
     if isinstance(value, list):
         kind = helper.make_sequence_type_proto(kind)
     return helper.make_value_info(name, kind)

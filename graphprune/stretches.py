@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from graphprune.errors import ModelError
 from graphprune.frontier import Value, open_input, segment
 from graphprune.linear import Change, Linear, rewritten
 from graphprune.model import Array, Model, captured
@@ -21,7 +22,7 @@ Values = Mapping[str, Value]
 
 
 class Stretches:
-    """``model`` on ``feeds``, which are few: ``reference`` holds its outputs on each.
+    """``model`` on ``feeds``, few and of one shape: ``reference`` holds its outputs on each.
 
     ``operators`` are those whose weights may change. Beyond ``memory`` bytes the inputs of every
     second stretch are let go, and runs start further up.
@@ -44,7 +45,23 @@ class Stretches:
         pairs = [(o.node, o.bias_node) for o in operators if o.bias_node is not None]
         whole = [(place[a], place[b]) for a, b in pairs if a in place and b in place]
         last = self._last_reads(nodes)
-        bounds = _bounds(len(nodes), made, last, whole)
+
+        def parted(bounds: Sequence[int]) -> list[list[Array]]:
+            self._part(nodes, bounds, made, last)
+            return self._run_all(feeds, memory)
+
+        try:
+            self.reference = parted(_bounds(len(nodes), made, last, whole))
+        except ModelError:  # what ONNX Runtime infers of the whole it may not of a part
+            self.reference = parted([0, len(nodes)])
+
+    def _part(
+        self,
+        nodes: Sequence[int],
+        bounds: Sequence[int],
+        made: Mapping[str, int],
+        last: Mapping[str, int],
+    ) -> None:
         self.stretches = [nodes[a:b] for a, b in pairwise(bounds)]
         self.stretch_of = {i: k for k, part in enumerate(self.stretches) for i in part}
         self.alive = [  # what later stretches read, by boundary
@@ -53,7 +70,6 @@ class Stretches:
         ]
         self.held: dict[int, list[Values]] = {}
         self.runners: list[Any] = []
-        self.reference = self._run_all(feeds, memory)
 
     def _last_reads(self, nodes: Sequence[int]) -> dict[str, int]:
         """Where each tensor is last read; outputs are read at the end."""
@@ -66,21 +82,24 @@ class Stretches:
         return last | dict.fromkeys(self.outputs, len(nodes))
 
     def _run_all(self, feeds: Sequence[Feeds], memory: float) -> list[list[Array]]:
-        now: list[Values] = [
-            {name: np.asarray(feed[name]) for name in self.alive[0]} for feed in feeds
-        ]
+        """One feed after the other, so that no more than one has all its activations in memory."""
+        answers = []
         used, stride = 0, 1
-        for k in range(len(self.stretches)):
-            if k % stride == 0:
-                self.held[k] = now
-                used += _bytes(now)
-            while used > memory and len(self.held) > 1:
-                stride *= 2
-                for boundary in [b for b in self.held if b % stride]:
-                    used -= _bytes(self.held.pop(boundary))
-            self.runners.append(self._opened(self._segment(k, now[0])))
-            now = [self._step(k, self.runners[k], values) for values in now]
-        return [self._answers(values) for values in now]
+        for feed in feeds:
+            now: Values = {name: np.asarray(feed[name]) for name in self.alive[0]}
+            for k in range(len(self.stretches)):
+                if k % stride == 0:
+                    self.held.setdefault(k, []).append(now)
+                    used += _bytes(now)
+                while used > memory and len(self.held) > 1:
+                    stride *= 2
+                    for boundary in [b for b in self.held if b % stride]:
+                        used -= sum(map(_bytes, self.held.pop(boundary)))
+                if k == len(self.runners):
+                    self.runners.append(self._opened(self._segment(k, now)))
+                now = self._step(k, self.runners[k], now)
+            answers.append(self._answers(now))
+        return answers
 
     def _answers(self, values: Values) -> list[Array]:
         return [values[name] for name in self.outputs]
@@ -96,7 +115,7 @@ class Stretches:
                 nodes.add(index)
                 waiting += _reads(model, index)
         ordered = [model.nodes[i] for i in sorted(nodes)]
-        inputs = [open_input(name, values[name]) for name in self._inputs(k)]
+        inputs = [open_input(name, values[name], _known(values[name])) for name in self._inputs(k)]
         return segment(model, model.initializers, ordered, inputs, self._written(k))
 
     def _opened(self, part: Model) -> Any:
@@ -125,14 +144,15 @@ class Stretches:
             yield from self.reference
             return
         start = max(k for k in self.held if k <= min(places))
-        now = list(self.held[start])
-        for k in range(start, len(self.stretches)):
-            runner = self.runners[k]
-            if k in places:
-                part = self._segment(k, now[0])
-                runner = self._opened(_rewritten(part, self.model, places[k]))
-            now = [self._step(k, runner, values) for values in now]
-        yield from (self._answers(values) for values in now)
+        others: dict[int, Any] = {}
+        for held in self.held[start]:
+            now = held
+            for k in range(start, len(self.stretches)):
+                if k in places and k not in others:
+                    part = self._segment(k, now)
+                    others[k] = self._opened(_rewritten(part, self.model, places[k]))
+                now = self._step(k, others.get(k, self.runners[k]), now)
+            yield self._answers(now)
 
 
 def _reads(model: Model, index: int) -> list[str]:
@@ -195,6 +215,10 @@ def _rewritten(part: Model, model: Model, changes: Sequence[Change]) -> Model:
     return rewritten(part, mine)
 
 
-def _bytes(held: Sequence[Values]) -> int:
-    arrays = [v for values in held for v in values.values() if isinstance(v, np.ndarray)]
-    return sum(array.nbytes for array in arrays)
+def _known(value: Value) -> tuple[int, ...] | None:
+    """Its shape: all feeds have one, and ONNX Runtime checks operators by what it knows of it."""
+    return value.shape if isinstance(value, np.ndarray) else None
+
+
+def _bytes(values: Values) -> int:
+    return sum(value.nbytes for value in values.values() if isinstance(value, np.ndarray))

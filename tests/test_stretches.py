@@ -11,6 +11,7 @@ import pytest
 from graphs import Builder, attention, random_cnn
 
 from graphprune import stretches as under_test
+from graphprune.errors import ModelError
 from graphprune.linear import Change, linears, rewritten
 from graphprune.model import Array, Model
 from graphprune.runtime import Feeds, random_inputs, run_session, session
@@ -145,6 +146,35 @@ def test_an_operator_and_the_node_that_adds_its_bias_stay_together() -> None:
     for linear in linears(model):
         assert linear.bias_node is not None
         assert running.stretch_of[linear.node] == running.stretch_of[linear.bias_node]
+
+
+def test_a_shape_may_cross_a_boundary() -> None:
+    b = Builder()
+    sizes = b.add("Shape", "x")
+    y = "x"
+    for _ in range(40):
+        y = b.add("Relu", y)
+    y = b.add("Resize", y, "", "", sizes)
+    model = load(b.model({"x": [1, 2, 4, 4]}, {y: [1, 2, 4, 4]}))
+    feeds = feeds_of(model)
+    assert same(opened(model, feeds).reference, whole(model, feeds))
+
+
+def test_a_part_that_is_refused_is_run_with_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = chain(24)
+    feeds = feeds_of(model)
+
+    def refusing(part: Model, *rest: Any, **options: Any) -> Any:
+        if len(part.nodes) < len(model.nodes):
+            raise ModelError("refused")
+        return session(part, *rest, **options)
+
+    monkeypatch.setattr(under_test, "session", refusing)
+    running = opened(model, feeds)
+    assert len(running.stretches) == 1
+    assert same(running.reference, whole(model, feeds))
+    changes = others(model, [5])
+    assert same(list(running.changed(changes)), whole(rewritten(model, changes), feeds))
 
 
 def test_an_operator_that_no_output_needs_changes_nothing() -> None:

@@ -258,11 +258,16 @@ class _Effect:
         return float(np.mean([distortion(reference, now) for reference, now in pairs]))
 
 
+def _sizes(feed: Feeds) -> dict[str, tuple[int, ...]]:
+    return {name: np.shape(value) for name, value in feed.items()}
+
+
 def _few(model: Model, feeds: Sequence[Feeds], samples: int) -> list[Feeds]:
     """The first samples, about as many as asked for: chunks are split only where one is enough."""
     batched = batched_inputs(model)
     first = feeds[0]
     rows = next((len(np.asarray(first[name])) for name in first if name in batched), 1)
     if rows <= samples or rows_per_run(model) is not None:
-        return [feeds[i] for i in range(min(len(feeds), max(1, samples // rows)))]
+        found = [feeds[i] for i in range(min(len(feeds), max(1, samples // rows)))]
+        return [feed for feed in found if _sizes(feed) == _sizes(first)]
     return [{name: v[:samples] if name in batched else v for name, v in first.items()}]
