@@ -18,7 +18,7 @@ from graphprune.model import Array
 
 FOLDER = ".graphprune"
 WORTH_KEEPING = 2.0  # seconds: what takes less is made anew
-FORMAT = 4  # changes with what a cached result means
+FORMAT = 5  # changes with what a cached result means
 BROKEN = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 Arrays = Mapping[str, Array]
 
