@@ -16,9 +16,10 @@ import onnx
 from onnx import helper
 
 from graphprune.interface import fitted
-from graphprune.model import Model, captured
+from graphprune.model import Array, Model, captured, set_initializer
 from graphprune.runtime import Feeds, run_values, session
 
+MOST_SIZES = 16  # numbers in a list of sizes
 Value = Any  # an array; a list of arrays where the graph has a sequence
 
 
@@ -59,6 +60,7 @@ class Frontier:
         self.threads = threads
         self.chunks = len(feeds)
         self.done: set[str] = set()  # outputs of nodes that have run
+        self.model_inputs = {value.name for value in model.inputs}
         self._bytes = 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files = 0
@@ -114,9 +116,12 @@ class Frontier:
             if name not in model.constant_names and self._read_later(name)
         ]
         reads = {n for node in nodes for n in (*node.input, *captured(node)) if n} - mine
-        inputs = sorted(name for name in reads if name in self.held)
+        read = sorted(name for name in reads if name in self.held)
+        fixed = {name: value for name in read if (value := self._size_read(name)) is not None}
+        inputs = [name for name in read if name not in fixed]
         typed = [open_input(name, self.held[name][0]) for name in inputs]
-        part = segment(model, self.weights, nodes, typed, outputs)
+        weights = self.weights | {n: set_initializer(n, value) for n, value in fixed.items()}
+        part = segment(model, weights, nodes, typed, outputs)
         runner = session(part, self.threads, spinning=False)
         results = {name: Chunks() for name in outputs}
         for chunk in range(self.chunks):
@@ -124,6 +129,18 @@ class Frontier:
             for name, value in zip(outputs, run_values(runner, feeds), strict=True):
                 results[name].values.append(self._stored(value))
         self.held |= results
+
+    def _size_read(self, name: str) -> Array | None:
+        """A few whole numbers that are the same in every chunk: sizes, which ONNX Runtime's own
+        inference of shapes may insist on."""
+        chunks = self.held[name]
+        first = chunks[0]
+        if not isinstance(first, np.ndarray) or first.dtype.kind != "i" or first.size > MOST_SIZES:
+            return None
+        if first.ndim > 1 or name in self.model_inputs:
+            return None
+        same = all(np.array_equal(first, chunks[i]) for i in range(1, self.chunks))
+        return first if same else None
 
     def _stored(self, value: Value) -> Value | Path:
         size = _size(value)

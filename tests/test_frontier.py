@@ -415,3 +415,26 @@ def test_a_sequence_may_be_held_across() -> None:
     moving.advance(["first"])
     moving.advance(["y"])
     assert same(moving["y"], wanted)
+
+
+def test_sizes_that_cross_a_segment() -> None:
+    """ONNX Runtime's inference of shapes wants to know how many sizes a Resize is given."""
+    model = load(
+        onnx.parser.parse_model(
+            """
+            <ir_version: 8, opset_import: ["" : 17]>
+            g (float[1,2,4,4] x, int64[1] t) => (float[1,2,8,8] y)
+              <int64[2] front = {1, 2}, float[4] w = {1.0, 2.0, 3.0, 4.0}> {
+              h = Mul(x, w)
+              s = Shape<start=2>(h)
+              twice = Add(s, s)
+              sizes = Concat<axis=0>(front, twice)
+              y = Resize<mode="nearest">(h, , , sizes)
+            }"""
+        )
+    )
+    feeds = [{"x": np.ones((1, 2, 4, 4), np.float32), "t": np.zeros(1, np.int64)}] * 2
+    frontier = Frontier(model, feeds)
+    frontier.advance(["sizes"])
+    frontier.advance(["y"])
+    assert frontier["y"][1].shape == (1, 2, 8, 8)
