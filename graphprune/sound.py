@@ -132,6 +132,8 @@ def densify(proto: onnx.ModelProto) -> list[str]:
         places = numpy_helper.to_array(sparse.indices)
         shape = tuple(sparse.dims)
         size = math.prod(shape)
+        if values.dtype.kind == "O":
+            raise ModelError("a sparse weight holds text", f"tensor {name[:300]!r}")
         if min(shape, default=0) < 0 or size > MOST_ELEMENTS or places.dtype != np.int64:
             raise ModelError("a sparse weight has no usable shape", f"tensor {name[:300]!r}")
         if places.ndim == 2 and places.shape[1] == len(shape):

@@ -289,6 +289,14 @@ def test_sparse_weights_outside_themselves(
     refused(run, store(model, tmp_path / "model.onnx"), MODEL, name)
 
 
+def test_sparse_weights_of_text(run: Run, chain: onnx.ModelProto, tmp_path: Path) -> None:
+    name = weights(chain)[0].name
+    model = sparse(chain, weights(chain)[0], [0, 1])
+    text = numpy_helper.from_array(np.array(["a", "b"], dtype=object), name)
+    model.graph.sparse_initializer[0].values.CopyFrom(text)
+    refused(run, store(model, tmp_path / "model.onnx"), MODEL, name)
+
+
 # --- weights that stay on disk
 
 
