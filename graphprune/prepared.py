@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,8 +83,16 @@ class Prepared:
             f"{label(inside[0])!r}: scored by weights alone and not repaired"
         ]
 
-    def apart(self, fusions: Sequence[str]) -> tuple[Pass, ...]:
-        """Passes that keep apart what ONNX Runtime would fuse into slower kernels."""
+    def apart(self, fusions: object) -> tuple[Pass, ...]:
+        """Passes that keep apart what ONNX Runtime would fuse into slower kernels. Raises
+        ``UsageError`` where a plan names anything else."""
+        if not isinstance(fusions, list | tuple) or any(
+            name not in [*KEEPS_APART] for name in fusions
+        ):
+            raise UsageError(
+                f"the plan's slow_fusions are {str(fusions)[:100]}",
+                hint=f"Known: {', '.join(KEEPS_APART)}. Make a new plan.",
+            )
         return tuple(self.registry.passes[KEEPS_APART[name]]() for name in fusions)
 
     def folded(self, model: Model) -> Model:

@@ -13,6 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 from graphprune import api
+from graphprune.errors import UsageError
 from graphprune.pipeline import Context
 from graphprune.storage import load
 from graphprune_passes.part_norms import PartNorms
@@ -100,3 +101,9 @@ def test_the_proof_covers_it() -> None:
     result = api.prune(network(), flops=0.5, fast=True, hardware="cpu-avx2", round_to=1)
     assert result.verdict.passed
     assert any(change.pass_name == "part_norms" for change in result.changes)
+
+
+@pytest.mark.parametrize("said", [[-1], [[]], 3, {"SkipLayerNormalization": 1}])
+def test_a_plan_that_names_other_fusions(said: object) -> None:
+    with pytest.raises(UsageError, match="slow_fusions"):
+        api.prepare(network()).apart(said)
