@@ -94,7 +94,7 @@ def paced(
         ratio = latency.device.pair(prepared.original, made, feeds)[1]
         if best.ratio is None or _miss(ratio, options.latency) < _miss(best.ratio, options.latency):
             note = f"latency predicted {predicted:.3f}, measured {ratio:.3f} of the original's"
-            best = Paced({"latency": margin}, ratio, note)
+            best = Paced({"latency": margin}, ratio, note + _untimed(latency))
         if _miss(ratio, options.latency) <= NEAR_ENOUGH:
             break
         margin = whole * (options.latency - options.latency * predicted / ratio)
@@ -106,6 +106,16 @@ def _by_table(latency: Latency) -> str:
     unknown = latency.unknown
     rest = f"; {unknown:.0%} of the MACs are not in it and went by their number" if unknown else ""
     return f"latency as the table of target {latency.target.name} has it, not measured here{rest}"
+
+
+def _untimed(latency: Latency) -> str:
+    if not latency.untimed:
+        return ""
+    said = next(iter(latency.untimed.values()))
+    return (
+        f"; {len(latency.untimed)} kinds of pieces ({latency.untimed_share:.0%} of the MACs) do not "
+        f"run alone and were left out of the prediction: {said[:120]}"
+    )
 
 
 def _miss(ratio: float, asked: float) -> float:

@@ -192,6 +192,8 @@ def test_a_piece_that_does_not_run_alone_is_kept_in_mind() -> None:
     latency = Latency(analysed(repeated()), FREE, Table(), Broken())
     latency(latency.analysis.nothing_removed)
     assert set(latency.untimed.values()) == {"it does not run"}
+    assert latency.untimed_share == pytest.approx(1.0)
+    assert not latency.table.entries  # nothing that was not timed is kept
 
 
 def test_the_prediction_goes_through_both_measured_models() -> None:

@@ -39,7 +39,7 @@ class Latency:
     device: Device | None
     slope: float = 1.0  # from the sum of the pieces to the whole model
     offset: float = 0.0  # milliseconds
-    untimed: dict[int, str] = field(default_factory=dict)  # pieces that do not run alone, and why
+    untimed: dict[str, str] = field(default_factory=dict)  # forms that do not run alone, and why
 
     def __call__(self, removed: Mask) -> float:
         """Milliseconds of the model once the units of ``removed`` have left."""
@@ -65,6 +65,13 @@ class Latency:
         sums = np.array([macs[list(piece.nodes)].sum() for piece in self.pieces])
         most = [max(piece.nodes, key=lambda i: (macs[i], -i)) for piece in self.pieces]
         return sums, [_kind(nodes[i]) for i in most]
+
+    @property
+    def untimed_share(self) -> float:
+        """Share of the MACs in pieces that do not run alone, and count as taking no time."""
+        macs, _ = self.work(self.analysis.nothing_removed)
+        missing = [form.text in self.untimed for form in self.forms]
+        return float(macs[missing].sum() / max(macs.sum(), 1.0))
 
     @property
     def unknown(self) -> float:
@@ -148,6 +155,8 @@ class Latency:
         known = self.table.at(form.text, counts)
         if known is not None:
             return known
+        if form.text in self.untimed:
+            return 0.0
         removed = self.analysis.nothing_removed
         for knob, count in zip(form.knobs, counts, strict=True):
             removed[knob[count:]] = True
@@ -156,8 +165,8 @@ class Latency:
         try:
             time = self.device.piece(micro(self.analysis, self.pieces[i], self._blocked, alive))
         except ModelError as error:
-            self.untimed[i] = error.what
-            time = 0.0
+            self.untimed[form.text] = error.what
+            return 0.0
         self.table.enter(form.text, counts, time)
         return time
 
