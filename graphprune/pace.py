@@ -113,8 +113,8 @@ def _untimed(latency: Latency) -> str:
         return ""
     said = next(iter(latency.untimed.values()))
     return (
-        f"; {len(latency.untimed)} kinds of pieces ({latency.untimed_share:.0%} of the MACs) do not "
-        f"run alone and were left out of the prediction: {said[:120]}"
+        f"; {len(latency.untimed)} kinds of pieces ({latency.untimed_share:.0%} of the MACs) do "
+        f"not run alone and were left out of the prediction: {said[:120]}"
     )
 
 
