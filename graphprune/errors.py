@@ -34,6 +34,10 @@ class ModelError(GraphPruneError):
     exit_code = 3
 
 
+class UncomputableError(ModelError, ValueError):
+    """A constant that the graph computes cannot be had; a rule that asks for it is refused."""
+
+
 class EndlessError(GraphPruneError):
     """A run of the model did not end in time; no other sizes or branches are tried then."""
 

@@ -69,6 +69,8 @@ def blocks(analysis: Analysis, target: Target) -> Mapping[int, Blocks]:
             step = block // math.gcd(block, width) if whole else 1
             alone = (groups == index).all()
             least = math.ceil(block / width) if alone and len(slots) >= NARROW * block else 1
+            if step == least == 1:
+                continue
             found[int(index)] = found.get(int(index), FREE).joined(Blocks(step, least))
     return found
 

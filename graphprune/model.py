@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 
 from graphprune import external
 from graphprune.control import bodies, close_bodies, is_open, open_bodies
+from graphprune.errors import UncomputableError
 from graphprune.external import in_memory, on_disk, raw_chunks
 
 Array = NDArray[Any]
@@ -41,6 +42,16 @@ RANDOM_OPS = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUnifor
     "Bernoulli",
     "Multinomial",
 }
+# What ONNX's reference evaluator raises where it lacks an operator or its input is out of range.
+NOT_COMPUTED = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 QUANTISERS = {"QuantizeLinear", "DequantizeLinear"}
 QUANTISER_OPSET = 21  # with 4 and 16 bits and blocks
 
@@ -180,8 +191,14 @@ class Model:
         if node.op_type in QUANTISERS:  # newer opsets only widen the types
             imports = [helper.make_opsetid("", max(QUANTISER_OPSET, self.opsets.get("", 1)))]
         lone = helper.make_model(graph, opset_imports=imports)
-        with np.errstate(all="ignore"):
-            results: Any = ReferenceEvaluator(lone).run(names, feeds)
+        try:
+            with np.errstate(all="ignore"):
+                results: Any = ReferenceEvaluator(lone).run(names, feeds)
+        except NOT_COMPUTED as error:
+            said = " ".join(str(error).split())[:200]
+            raise UncomputableError(
+                f"a constant cannot be computed: {said}", f"node {label(node)!r}"[:300]
+            ) from error
         return {n: np.asarray(result) for n, result in zip(names, results, strict=True)}
 
     @cached_property

@@ -140,7 +140,7 @@ def read_plan(path: Path) -> Plan:
         )
     try:
         return _parsed(document)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"the plan's contents are malformed: {error!r}", str(path)) from error
 
 

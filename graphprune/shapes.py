@@ -20,23 +20,13 @@ from graphprune.control_shapes import Flow
 from graphprune.errors import ModelError, UsageError
 from graphprune.fitting import Try, fitting
 from graphprune.foreign import infer_alone
-from graphprune.model import RANDOM_OPS, Array, Model
+from graphprune.model import NOT_COMPUTED, RANDOM_OPS, Array, Model
 from graphprune.sound import check_axes
 
 Shape = tuple[int, ...]
 LARGEST_INPUT = 1 << 30  # elements
 LARGEST = 1 << 40  # elements of any tensor
 SMALL = 4096  # elements: larger values are never carried through shape arithmetic
-# What ONNX's reference evaluator raises where it lacks an operator or its input is out of range.
-CANNOT_EVALUATE = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 # Operators defined as functions, for which ONNX's per-node inference finds nothing.
 INFERRED_AS = {"GreaterOrEqual": "Greater", "LessOrEqual": "Less"}
 SAME_AS_FIRST = {"GroupNormalization", "MeanVarianceNormalization", "RMSNormalization"}
@@ -426,7 +416,7 @@ def _fold(
         lone = helper.make_model(graph, opset_imports=model.skeleton.opset_import)
         with np.errstate(all="ignore"):  # a log of zero is the model's business
             results = ReferenceEvaluator(lone).run(None, feeds)
-    except CANNOT_EVALUATE:  # the value stays unknown, and what depends on it pinned
+    except NOT_COMPUTED:  # the value stays unknown, and what depends on it pinned
         return
     for name, result in zip(outputs, results, strict=True):
         if (

@@ -66,7 +66,11 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
     notes = [
         f"{len(sparse)} sparse initialiser(s) made dense, first {name!r}" for name in sparse[:1]
     ]
-    model = Model(without(proto, ("initializer",)), tensors, data_files, tuple(notes))
+    try:
+        skeleton = without(proto, ("initializer",))
+    except UnicodeDecodeError as error:
+        raise ModelError("a text in the model is not UTF-8", f"{error.reason}") from error
+    model = Model(skeleton, tensors, data_files, tuple(notes))
     _check(model)
     return model
 

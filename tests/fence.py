@@ -174,10 +174,9 @@ def warm() -> None:
     """Import and make, once and before the forks, what a run needs; no session is opened here."""
     import onnxruntime  # noqa: F401
 
-    from graphprune import cli, comparison, explain, runtime  # noqa: F401
+    from graphprune import cli, comparison, explain  # noqa: F401
     from graphprune.report import document, terminal  # noqa: F401
 
-    runtime.RUN_LIMIT = RUN_LIMIT
     node_tests()
     planned()
 
@@ -260,8 +259,10 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def program(*arguments: str) -> None:
-    from graphprune import cli
+    """In the forked process: nothing that is set here outlives it."""
+    from graphprune import cli, runtime
 
+    runtime.RUN_LIMIT = RUN_LIMIT
     sys.argv = ["graphprune", *arguments]
     cli.main()
 
