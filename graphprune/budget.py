@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -74,6 +74,8 @@ def allocate(
     damage grows with what has left already). A grid too coarse for the budget is halved, which is
     then said, unless the user asked for just this grid. Costs are evaluated exactly. With
     ``allow_miss`` a budget out of reach is approached as far as possible, which is then said.
+    Narrow groups take finer steps (``Target.fewest_steps``) only where curves say what those are
+    worth: they save no time.
 
     Raises ``NothingPrunableError`` without units, ``TargetError`` where all steps are not enough.
     """
@@ -86,7 +88,7 @@ def allocate(
     before = analysis.cost.of(analysis.nothing_removed)
     limits = {kind: share * before.of(kind) for kind, share in budgets.items()}
     notes: tuple[str, ...] = ()
-    grid = target
+    grid = target if curves else replace(target, fewest_steps=1)
     while True:
         held = _units_that_hold_an_axis_open(analysis, scores, grid)
         whole = blocks(analysis, grid)

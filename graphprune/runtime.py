@@ -66,6 +66,9 @@ def session(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
+    # Sessions are timed in turn: one's threads must not still be waiting at full speed while
+    # another's work.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers = [provider_of(provider, ort.get_available_providers())]
