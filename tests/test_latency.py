@@ -220,7 +220,7 @@ def test_the_prediction_goes_through_both_measured_models() -> None:
 def test_counts_at_which_pieces_are_timed(
     count: int, full: int, step: int, around: tuple[int, int]
 ) -> None:
-    assert nodes_around(count, full, step) == around
+    assert nodes_around(count, full, step, 16) == around
 
 
 @given(st.floats(0, 1), st.floats(0, 1))

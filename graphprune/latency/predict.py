@@ -25,7 +25,9 @@ from graphprune.latency.pieces import Piece, blocked, split
 from graphprune.tables import Counts, Table, interpolated
 from graphprune.targets import Target
 
-INTERVALS = 16  # between so many counts of a knob, and no more, times are interpolated
+# Times are interpolated between counts this many intervals apart, by the number of knobs.
+INTERVALS = {1: 16, 2: 8}
+INTERVALS_OF_MANY = 4
 
 
 @dataclass
@@ -141,8 +143,9 @@ class Latency:
             return known
         if self.device is None:
             return self._nearest(i, counts)
+        intervals = INTERVALS.get(len(counts), INTERVALS_OF_MANY)
         around = [
-            nodes_around(count, len(knob), step)
+            nodes_around(count, len(knob), step, intervals)
             for count, knob, step in zip(counts, form.knobs, self.steps[i], strict=True)
         ]
         found = interpolated(counts, around, lambda corner: self.measured(i, corner))
@@ -195,11 +198,11 @@ def _kind(node: onnx.NodeProto) -> str:
     return f"{node.op_type} in groups" if grouped else node.op_type
 
 
-def nodes_around(count: int, full: int, step: int) -> tuple[int, int]:
+def nodes_around(count: int, full: int, step: int, intervals: int) -> tuple[int, int]:
     """The counts below and above at which a piece is timed. On the staircase these are whole
     steps, so that what lies between is its straight tread; off it, the count itself."""
     if count % step or count == full:
         return count, count
-    pitch = max(1, math.ceil(full / step / INTERVALS)) * step
+    pitch = max(1, math.ceil(full / step / intervals)) * step
     below, above = count // pitch * pitch, min(full, -(-count // pitch) * pitch)
     return max(below, min(count, step)), above
