@@ -30,6 +30,7 @@ from graphprune.storage import load, save
 PROTOCOL = 1  # of the command: changes with what is said on stdin and stdout
 REORDER = "Reorder"
 LONGEST_S = 600  # seconds that a command may take
+PIECE_ROUNDS = 6
 PAIR_S, ROUNDS = 4.0, 301  # how long, and how often, whole models are timed against each other
 
 
@@ -61,7 +62,9 @@ class OnnxRuntime:
         return f"{_cpu()}, ONNX Runtime {ort.__version__}, {self.provider}, {self.threads} threads"
 
     def piece(self, micro: Micro) -> float:
-        found = kernels(micro.model, micro.feeds, self.threads, self.provider, alone=True)
+        found = kernels(
+            micro.model, micro.feeds, self.threads, self.provider, PIECE_ROUNDS, alone=True
+        )
         return float(sum(kernel.usual for kernel in found if not _stands_in(kernel)))
 
     def pair(self, first: Model, second: Model, feeds: Feeds) -> tuple[float, float]:

@@ -27,7 +27,7 @@ from graphprune.targets import Target
 
 # Times are interpolated between counts this many intervals apart, by the number of knobs.
 INTERVALS = {1: 16, 2: 8}
-INTERVALS_OF_MANY = 4
+INTERVALS_OF_MANY = 3
 
 
 @dataclass
@@ -41,6 +41,7 @@ class Latency:
     device: Device | None
     slope: float = 1.0  # from the sum of the pieces to the whole model
     offset: float = 0.0  # milliseconds
+    _seen: dict[Counts, float] = field(default_factory=dict)  # piece and counts → microseconds
     untimed: dict[str, str] = field(default_factory=dict)  # forms that do not run alone, and why
 
     def __call__(self, removed: Mask) -> float:
@@ -50,11 +51,15 @@ class Latency:
     def by_piece(self, removed: Mask) -> NDArray[np.float64]:
         """Milliseconds of each piece, as the table has them."""
         values = (self._matrix @ (~removed).astype(np.float64)).round().astype(np.int64)
-        found, start = np.zeros(len(self.forms)), 0
+        times, start = [], 0
         for i, form in enumerate(self.forms):
             stop = start + len(form.knobs)
-            found[i] = self._time(i, tuple(values[start:stop].tolist()))
+            counts = tuple(values[start:stop].tolist())
+            if (i, *counts) not in self._seen:
+                self._seen[i, *counts] = self._time(i, counts)
+            times.append(self._seen[i, *counts])
             start = stop
+        found = np.array(times)
         unknown = np.isnan(found)
         if unknown.any():
             found[unknown] = self._by_rate(removed)[unknown]
