@@ -6,7 +6,11 @@ current choice, solved, taken again around the solution, and so on (algorithms: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -106,13 +110,14 @@ def _chosen(
     options: Any = {"mip_rel_gap": GAP, "time_limit": 60.0}
     if not MEASURED.isdisjoint(tables):
         options = {"mip_rel_gap": MEASURED_GAP, "node_limit": MOST_NODES}
-    answer = milp(
-        objective / spread,
-        constraints=constraints,
-        integrality=np.ones(len(objective), np.int64),
-        bounds=Bounds(0, 1),
-        options=options,
-    )
+    with _stdout_shut():
+        answer = milp(
+            objective / spread,
+            constraints=constraints,
+            integrality=np.ones(len(objective), np.int64),
+            bounds=Bounds(0, 1),
+            options=options,
+        )
     if answer.x is None:
         return None
     starts = np.cumsum([0, *sizes[:-1]])
@@ -120,3 +125,26 @@ def _chosen(
         [int(np.argmax(answer.x[s : s + n])) for s, n in zip(starts, sizes, strict=True)],
         dtype=np.int64,
     )
+
+
+@contextmanager
+def _stdout_shut() -> Iterator[None]:
+    """What C code prints goes nowhere: HiGHS now and then writes a line of its own, which would
+    stand among the JSON (known upstream, jump-dev/HiGHS.jl issue 312)."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is no stdout to keep clean
+        yield
+        return
+    flush = ctypes.CDLL(None).fflush if os.name == "posix" else (lambda stream: None)
+    sys.stdout.flush()
+    flush(None)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        flush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
 import pytest
 
+from graphprune import knapsack as under_test
 from graphprune.knapsack import Levels, Values, solve
 
 Costs = Callable[[Levels], Mapping[str, float]]
@@ -197,3 +200,21 @@ def test_the_same_twice() -> None:
     limits = {"macs": 0.4 * costs(np.zeros(5, np.int64))["macs"]}
     first, again = (solve(distortions, costs, limits, last(distortions)) for _ in range(2))
     assert first.tolist() == again.tolist()
+
+
+def test_what_the_solver_prints_is_not_heard(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Native code writes past Python's stdout, and later than one would think."""
+    real = under_test.milp
+
+    def talkative(*given: Any, **options: Any) -> Any:
+        ctypes.CDLL(None).puts(b"solving")
+        return real(*given, **options)
+
+    monkeypatch.setattr(under_test, "milp", talkative)
+    curve = np.array([0.0, 1.0, 3.0])
+    solve([curve], lambda levels: {"macs": 3.0 - levels[0]}, {"macs": 2.0}, np.array([2]))
+    ctypes.CDLL(None).fflush(None)
+    print("kept")
+    assert capfd.readouterr().out == "kept\n"
