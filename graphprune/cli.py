@@ -317,6 +317,8 @@ def measure(models: tuple[Path, ...], output: Path, hardware: str, **given: Any)
     """
     from dataclasses import replace
 
+    import onnx
+
     from graphprune import api
     from graphprune.output import check_outputs, written_beside
     from graphprune.pace import device_of
@@ -324,6 +326,7 @@ def measure(models: tuple[Path, ...], output: Path, hardware: str, **given: Any)
     from graphprune.targets import as_toml, choose
 
     voice = Voice(given)
+    check_outputs(onnx.ModelProto(), output, None)
     for model in models:
         check_outputs(model, output, None)
     base = choose(api.registry().targets, hardware)
