@@ -464,3 +464,30 @@ def test_an_endless_loop_is_stopped(
     path = store(model, tmp_path / "model.onnx")
     options = ("--target-flops", "0.5", "--round-to", "1", "--no-cache", *more)
     refused(run, path, MODEL, "was stopped", extra=options)
+
+
+# --- text and constants that cannot be had
+
+
+def test_text_that_is_not_utf8(run: Run, chain: onnx.ModelProto, tmp_path: Path) -> None:
+    chain.producer_name = "producer"
+    path = tmp_path / "model.onnx"
+    path.write_bytes(chain.SerializeToString().replace(b"producer", b"\xff\xfe\xfd\xfcuced"))
+    refused(run, path, MODEL, "UTF-8")
+
+
+def test_a_computed_weight_beyond_memory(run: Run, tmp_path: Path) -> None:
+    """The scale of a BatchNormalization is computed by the graph: 2^60 ones."""
+    model = onnx.parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,4,2,2] x) => (y)
+          <float[1] one = {1.0}, int64[1] many = {1152921504606846976},
+           float[4] z = {0.0, 0.0, 0.0, 0.0}, float[4] v = {1.0, 1.0, 1.0, 1.0}> {
+          s = Tile(one, many)
+          y = BatchNormalization(x, s, z, z, v)
+        }"""
+    )
+    ran = run(store(model, tmp_path / "model.onnx"), "--target-flops", 0.5)
+    assert ran.code in (3, 8)
+    assert "Traceback" not in ran.err
