@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from graphprune.budget import thinned
+from graphprune.budget import Decision, thinned
 from graphprune.coupling import Mask
 from graphprune.cut import cut
 from graphprune.errors import LatencyGateError, TargetError, UsageError
@@ -39,7 +39,8 @@ class Paced:
     """What measuring plans found: margins to plan with, and the latency of that plan."""
 
     margins: Mapping[str, float]
-    ratio: float | None  # of the original's latency; None where nothing could be measured
+    decision: Decision | None  # the plan's; None where nothing could be measured
+    ratio: float | None  # of the original's latency
     note: str
 
 
@@ -78,14 +79,15 @@ def paced(
     assert latency is not None
     assert options.latency is not None
     if latency.device is None:
-        return Paced({}, None, _by_table(latency))
+        return Paced({}, None, None, _by_table(latency))
     analysis = prepared.analysis
     whole = latency(analysis.nothing_removed)
     feeds = random_inputs(prepared.original, analysis.shapes, options.scoring.seed)
-    margin, best, seen = 0.0, Paced({}, None, ""), set()
+    margin, best, seen = 0.0, Paced({}, None, None, ""), set()
     for trial in range(TRIES):
         progress(trial / TRIES)
-        removed = decide(prepared, judged, options, {"latency": margin}).removed
+        decision = decide(prepared, judged, options, {"latency": margin})
+        removed = decision.removed
         if removed.tobytes() in seen:
             break
         seen.add(removed.tobytes())
@@ -94,7 +96,7 @@ def paced(
         ratio = latency.device.pair(prepared.original, made, feeds)[1]
         if best.ratio is None or _miss(ratio, options.latency) < _miss(best.ratio, options.latency):
             note = f"latency predicted {predicted:.3f}, measured {ratio:.3f} of the original's"
-            best = Paced({"latency": margin}, ratio, note + _untimed(latency))
+            best = Paced({"latency": margin}, decision, ratio, note + _untimed(latency))
         if _miss(ratio, options.latency) <= NEAR_ENOUGH:
             break
         margin = whole * (options.latency - options.latency * predicted / ratio)

@@ -9,7 +9,8 @@ from typing import Any
 
 import onnx
 
-from graphprune.api import Clock, Stage, prune_each
+from graphprune.api import prune_each
+from graphprune.clock import Clock, Stage
 from graphprune.errors import GraphPruneError, UsageError
 from graphprune.output import written_beside
 from graphprune.report.sweep import sweep_csv, sweep_svg

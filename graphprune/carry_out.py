@@ -1,0 +1,114 @@
+"""A decision carried out: planned, cut, proved, repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from graphprune.budget import SLACK, Decision
+from graphprune.clock import Clock
+from graphprune.cost import count_params
+from graphprune.coupling import Mask
+from graphprune.model import Model
+from graphprune.options import Options
+from graphprune.pace import Paced
+from graphprune.pipeline import Change, Pass, PassResult, Pipeline
+from graphprune.plan import Plan
+from graphprune.planning import Judged, decide, written
+from graphprune.prepared import Prepared
+from graphprune.repair.damage import Repaired
+from graphprune.study import Study, repaired
+from graphprune.validate import Proof, verify, verify_normal
+
+MARGIN = 64  # bytes kept free when a file's size is the budget
+
+
+@dataclass(frozen=True)
+class Made:
+    """A plan carried out: the model cut, proved, and repaired."""
+
+    plan: Plan
+    decision: Decision
+    model: Model
+    changes: tuple[Change, ...]
+    repairs: tuple[Repaired, ...]
+    proof: Proof | None
+
+
+def make(
+    studied: Study,
+    judged: Judged,
+    options: Options,
+    clock: Clock,
+    share: float | None,
+    weights: Mapping[int, float] | None,
+    found: Paced | None = None,
+) -> Made:
+    """Decide, cut, prove and repair; once more where the file or the parameters of the result are
+    not what the cost model counted and the budget is on them."""
+    prepared = studied.prepared
+
+    def decided(margins: Mapping[str, float]) -> Decision:
+        return clock("plan", lambda _: decide(prepared, judged, options, margins, share, weights))
+
+    def attempt(decision: Decision) -> Made:
+        plan = clock("plan", lambda _: written(studied, judged, decision, options, share))
+        return carry_out(studied, plan, decision, options, clock)
+
+    known = found.margins if found is not None else {}
+    as_paced = found.decision if found and share is None and weights is None else None
+    made = attempt(as_paced or decided(known))
+    missed = _missed(studied, made, options) if share is None else {}
+    return attempt(decided({**known, **missed})) if missed else made
+
+
+def _missed(studied: Study, made: Made, options: Options) -> dict[str, float]:
+    """What the result has beyond the cost model's count, where it misses a budget by that."""
+    asked = options.budgets()
+    predicted = studied.prepared.analysis.cost.of(made.decision.removed)
+    before = studied.prepared.analysis.cost.of(studied.prepared.analysis.nothing_removed)
+    own = {"bytes": made.model.stored_bytes, "params": count_params(made.model)}
+    whole = {"bytes": studied.prepared.original_bytes, "params": before.params}
+    for kind in own.keys() & asked.keys():
+        share = own[kind] / max(whole[kind], 1)
+        if asked[kind] < 1 and not asked[kind] - SLACK <= share <= asked[kind]:
+            return {kind: own[kind] - predicted.of(kind) + MARGIN for kind in own}
+    return {}
+
+
+def carry_out(
+    studied: Study, plan: Plan, decision: Decision, options: Options, clock: Clock
+) -> Made:
+    prepared = studied.prepared
+    passes = prepared.registry.passes
+    remove, share = passes["remove_channels"](plan), passes["share_vectors"]()
+    steps = [remove, *prepared.apart(plan.options.get("slow_fusions", ()))]
+    done = clock("cut", lambda _: _run(prepared, steps, prepared.analysis.model))
+    proof = None
+    if options.verify:  # law 3 holds for the cut itself, so before any weight is repaired
+        proof = clock(
+            "verify", lambda _: _verified(prepared, done.model, decision.removed, options)
+        )
+    model = done.model
+    repairs: tuple[Repaired, ...] = ()
+    name = plan.options.get("repair", "none")
+    if name != "none":
+        repair = prepared.registry.repair(name)
+        model, repairs = clock(
+            "repair",
+            lambda progress: repaired(studied, repair, done.model, decision.removed, progress),
+        )
+    shared = _run(prepared, [share], model.opened)
+    changes = (*done.changes, *shared.changes)
+    return Made(plan, decision, shared.model.closed, changes, repairs, proof)
+
+
+def _verified(prepared: Prepared, result: Model, removed: Mask, options: Options) -> Proof:
+    seed = options.scoring.seed
+    if prepared.moved:
+        verify_normal(prepared.original, prepared.analysis, seed)
+    return verify(prepared.analysis, result, removed, seed)
+
+
+def _run(prepared: Prepared, steps: Sequence[Pass], model: Model) -> PassResult:
+    return Pipeline(tuple(steps)).run(model, prepared.context)

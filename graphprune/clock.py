@@ -1,0 +1,29 @@
+"""Seconds per named stage, each shown on the caller's progress display."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
+
+from graphprune.repair.damage import silent
+
+Progress = Callable[[float], None]
+Stage = Callable[[str], AbstractContextManager[Progress]]
+Done = TypeVar("Done")
+
+
+class Clock:
+    """Seconds per named stage; each stage also shows on the caller's progress display."""
+
+    def __init__(self, stage: Stage | None) -> None:
+        self.stage = stage or (lambda name: nullcontext(silent))
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, name: str, work: Callable[[Progress], Done]) -> Done:
+        start = time.perf_counter()
+        with self.stage(name) as progress:
+            done = work(progress)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        return done

@@ -1,0 +1,1 @@
+"""The commands, one file per purpose; none has logic of its own."""

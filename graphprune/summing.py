@@ -1,0 +1,135 @@
+"""A result measured, held against the gates, and summed up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from graphprune.analysis import inexact, pinned_reasons
+from graphprune.carry_out import Made
+from graphprune.clock import Clock
+from graphprune.cost import count_params
+from graphprune.errors import AccuracyGateError, LatencyGateError, UsageError
+from graphprune.interface import reshaped
+from graphprune.model import Model
+from graphprune.options import Options
+from graphprune.pace import PACED_ROUNDS, Paced, held
+from graphprune.prepared import Prepared
+from graphprune.result import Result, Summary
+from graphprune.study import Study
+from graphprune.validate import Verdict, measure, scorer_of
+
+
+def sum_up(
+    studied: Study, made: Made, options: Options, clock: Clock, found: Paced | None = None
+) -> Result:
+    """Measure, hold against the gates, and sum up."""
+    prepared = studied.prepared
+    analysis = prepared.analysis
+    verdict = Verdict()
+    if options.measure or options.eval_data is not None:
+        verdict = clock("measure", lambda _: _measure(prepared, made.model, options))
+    pace: tuple[str, ...] = ()
+    if found is not None:
+        verdict, pace = clock("measure", lambda _: held(prepared, made.model, verdict, options))
+        pace = (found.note, *pace)
+    if made.proof is not None:
+        proof = made.proof
+        verdict = replace(
+            verdict,
+            relative_error=proof.error,
+            passed=True,
+            rounding=proof.rounding,
+            shift=proof.shift,
+        )
+    _gates(verdict, options)
+    before, after = _summaries(prepared, made, verdict)
+    unseen = prepared.quantised_notes if options.repair_name != "none" else []
+    inside = [] if studied.inputs is None else prepared.body_notes
+    return Result(
+        made.model,
+        made.plan,
+        made.changes,
+        verdict,
+        before,
+        after,
+        tuple(pinned_reasons(analysis)),
+        analysis.cost.in_reach("macs"),
+        (
+            *analysis.shapes.notes,
+            *prepared.notes,
+            *unseen,
+            *inside,
+            *made.decision.notes,
+            *pace,
+            *studied.notes,
+        ),
+        clock.seconds,
+        None if studied.inputs is None else studied.inputs.source,
+        made.repairs,
+        reshaped(prepared.original, made.model),
+        tuple(inexact(analysis, made.decision.removed)),
+    )
+
+
+def _measure(prepared: Prepared, result: Model, options: Options) -> Verdict:
+    scorer = None
+    if options.eval_data is not None:
+        scorer = scorer_of(options.eval_data, prepared.original)
+    return measure(
+        prepared.original,
+        result,
+        prepared.analysis.shapes,
+        seed=options.scoring.seed,
+        threads=options.threads,
+        provider=options.provider,
+        rounds=(PACED_ROUNDS if options.timed else options.rounds) if options.measure else 0,
+        scorer=scorer,
+    )
+
+
+def _gates(verdict: Verdict, options: Options) -> None:
+    if options.max_accuracy_drop is not None:
+        if verdict.accuracy is None:
+            raise UsageError(
+                "--max-accuracy-drop needs labelled data", hint="Give --eval FILE.npz."
+            )
+        drop = (verdict.accuracy[0] - verdict.accuracy[1]) * 100
+        if drop > options.max_accuracy_drop:
+            raise AccuracyGateError(
+                f"accuracy fell by {drop:.2f} points, more than {options.max_accuracy_drop:g}",
+                hint="Nothing was written. Ask for a larger share, or try another --criterion.",
+            )
+    if options.min_speedup is not None:
+        if verdict.latency_ratio is None:
+            raise UsageError("--min-speedup needs the latency measurement")
+        speedup = 1 / verdict.latency_ratio[0]
+        if speedup < options.min_speedup:
+            raise LatencyGateError(
+                f"the result is {speedup:.2f}x as fast, less than {options.min_speedup:g}x",
+                hint="Nothing was written. Ask for a smaller share, or check --target-hardware.",
+            )
+
+
+def _summaries(prepared: Prepared, made: Made, verdict: Verdict) -> tuple[Summary, Summary]:
+    cost = prepared.analysis.cost
+    before, after = cost.of(prepared.analysis.nothing_removed), cost.of(made.decision.removed)
+    latency = verdict.latency or (None, None)
+    accuracy = verdict.accuracy or (None, None)
+    return (
+        Summary(
+            before.macs,
+            before.params,
+            prepared.original_bytes,
+            latency[0],
+            accuracy[0],
+            before.memory,
+        ),
+        Summary(
+            after.macs,
+            count_params(made.model) if made.repairs else after.params,
+            made.model.stored_bytes,
+            latency[1],
+            accuracy[1],
+            after.memory,
+        ),
+    )
