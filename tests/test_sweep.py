@@ -14,7 +14,7 @@ import pytest
 from test_cli import read_json
 from test_latency import BOARD, wide
 
-from graphprune import api, study
+from graphprune import api, carry_out, study
 from graphprune.errors import TargetError, UsageError
 from graphprune.report.sweep import _ticks, sweep_svg
 from graphprune.result import Point, Summary, Sweep
@@ -54,7 +54,7 @@ def test_analysis_inputs_and_evidence_are_made_once(
     counted(api, "analyse")
     counted(study, "calibration")
     counted(study, "gather")
-    counted(api, "verify")
+    counted(carry_out, "verify")
     sweep(small, [0.7, 0.5], samples=64, round_to=1, cache=False, measure=False)
     once = dict.fromkeys(("load", "analyse", "calibration", "gather"), 1)
     assert counts == once | {"verify": 2}
