@@ -340,7 +340,9 @@ def _distortions(
 
 def _damages(ladders: list[_Ladder], scores: Scores) -> list[Scores]:
     """In place of distortions where only scores are known: what has left, each step counted more
-    the more has left before it, as in the ``balanced`` ranking."""
+    the more has left before it, as in the ``balanced`` ranking. Standardised scores are below zero
+    for half of the units; losing these is not worth anything either."""
+    scores = scores - min(0.0, float(scores[np.isfinite(scores)].min(initial=0.0)))
     found = []
     for ladder in ladders:
         size = len(ladder.order)

@@ -15,9 +15,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from graphprune.errors import ModelError
 from graphprune.model import Array
-from graphprune.runtime import provider_of, run_session
+from graphprune.runtime import provider_of, refusal, run_session
 
 WARM_UP = 2
 OTHERS_BYTES = 16 << 20  # by measurement: with 8 MB ResNet-18's pieces sum to 5 % too little
@@ -68,8 +67,7 @@ def kernels(
         try:
             runner = ort.InferenceSession(model.SerializeToString(), options, providers)
         except Exception as error:  # ONNX Runtime's errors share no base class of their own
-            text = " ".join(str(error).split())
-            raise ModelError(f"ONNX Runtime refuses the model: {text[:400]}") from error
+            raise refusal(error) from error
         others = np.empty(OTHERS_BYTES if alone else 0, np.uint8)
         begin = time.perf_counter()
         done = 0

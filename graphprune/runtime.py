@@ -85,11 +85,16 @@ def session(
     except UsageError:
         raise
     except Exception as error:  # ONNX Runtime's errors share no base class of their own
-        text = " ".join(str(error).split())
-        raise ModelError(
-            f"ONNX Runtime refuses the model: {text[:400]}",
-            hint="Check that it runs in ONNX Runtime; a custom operator needs its library.",
-        ) from error
+        raise refusal(error) from error
+
+
+def refusal(error: Exception) -> ModelError:
+    """ONNX Runtime's own words about a model that it makes no session of."""
+    text = " ".join(str(error).split())
+    return ModelError(
+        f"ONNX Runtime refuses the model: {text[:400]}",
+        hint="Check that it runs in ONNX Runtime; a custom operator needs its library.",
+    )
 
 
 def _mapped_session(model: Model, options: Any, providers: list[str]) -> Any:

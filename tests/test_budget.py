@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -245,3 +246,16 @@ def test_decision_obeys_law_3(chain: onnx.ModelProto) -> None:
     feeds = random_inputs(analysis.model, analysis.shapes)
     parts = (analysis.model, result, analysis.shapes, analysis.coupling, alive, feeds)
     assert law_error(*parts) <= 1e-4
+
+
+def test_scores_below_zero_rank_as_any_others(chain: onnx.ModelProto) -> None:
+    """Standardised scores: the damage of what leaves grows with every step all the same."""
+    analysis, scores = analysed(chain)
+    counted = replace(analysis.cost, timed=lambda removed: float((~removed).sum()))
+    analysis = replace(analysis, cost=counted)
+    first = allocate(analysis, scores, FREE, {"latency": 0.5})
+    lowered = allocate(analysis, scores - float(scores.mean()), FREE, {"latency": 0.5})
+    for group in analysis.coupling.groups:
+        gone = lowered.removed[group.units]
+        assert gone.sum() == first.removed[group.units].sum()
+        assert scores[group.units][gone].max() <= scores[group.units][~gone].min()

@@ -225,9 +225,10 @@ def test_constant_inputs_stay_finite(value: float, form: str) -> None:
     for chunks in (1, 6):
         feeds = [{"x": np.full((2, 2, 4, 4), value, np.float32)} for _ in range(chunks)]
         damage = damaged(prepared, {0: [0, 3]}, feeds)
-        model, _ = reconstruct(damage, form)
+        model, repairs = reconstruct(damage, form)
         assert all(np.isfinite(model.array(name)).all() for name in model.initializers)
         assert np.isfinite(error(damage, model))
+        assert all(repair.before is None for repair in repairs)  # an error relative to nothing
 
 
 # --- networks with activations

@@ -29,6 +29,7 @@ from graphprune.shapes import Shape
 from graphprune.statistics import Sums, chunk_rows, rows_wanted
 from graphprune.unfold import inputs_at, positions
 
+CONSTANT = 1e-10  # variance over squared mean below which an output does not vary at all
 WIDEST = 12288  # columns of a Gram matrix: a wider operator gets its mean output corrected alone
 AFFINE, BIAS = "affine", "bias"
 STEPS_DIFFER = "the mean of a recurrent operator's gates is that of none of its steps"
@@ -164,8 +165,10 @@ def _repaired(
     ridge = best_ridge(fit.centred(), held.centred(), weights)
     inputs = Ridged(everything, ridge)
     matrix, bias = inputs.solved(everything, weights)
-    scale = max(float(everything.tt.sum()), 1e-30)
-    errors = [error(everything, *pair) / scale for pair in ((weights, old), (matrix, bias))]
+    errors = []
+    scale = float(everything.tt.sum())
+    if scale > CONSTANT * float(np.square(everything.mean_t).sum()):
+        errors = [error(everything, *pair) / scale for pair in ((weights, old), (matrix, bias))]
     if site.rectified:  # what lies below zero on both sides does not count: solve once more
         relaxed = _sums(damage, site, before, after, (matrix, bias))
         both = replace(relaxed[0].merged(relaxed[1]).centred(), xx=everything.xx)
