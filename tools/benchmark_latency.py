@@ -96,7 +96,8 @@ def halves(path: Path, threads: int, samples: int) -> tuple[float, float, float,
     studied = study(prepared, options)
     judged = judge(studied, options)
     found = paced(prepared, judged, options)
-    removed = decide(prepared, judged, options, found.margins).removed
+    assert found.decision is not None
+    removed = found.decision.removed
     mine = ratio_of(prepared, removed, threads)
     low, high = 0.1, 0.9
     latency = prepared.latency
