@@ -104,9 +104,11 @@ def _choices(coupling: Coupling, rng: np.random.Generator) -> Iterator[Mask]:
     for chosen in [*singles, *halves]:
         gone = np.zeros(len(np.unique(coupling.labels)), dtype=bool)
         for component in chosen.tolist():
-            gone[component] = True
-            if any(gone[coupling.labels[slots]].all() for slots in (*axes, *parts)):
-                gone[component] = False
+            more = gone.copy()
+            more[component] = True
+            more = coupling.follow.closed(more)
+            if not any(more[coupling.labels[slots]].all() for slots in (*axes, *parts)):
+                gone = more
         if gone.any():
             yield np.asarray(~gone[coupling.labels])
 

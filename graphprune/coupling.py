@@ -15,6 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from graphprune.folds import same_parts, stuck_components
 from graphprune.model import Model, label
+from graphprune.reads import Follow, follow, held_by_reads, pairs
 from graphprune.relations import Fold, Pin, Relations
 from graphprune.shapes import Shapes
 from graphprune.slots import Axis, SlotArray
@@ -61,6 +62,7 @@ class Coupling:
     role: NDArray[np.int8]  # slot → Role
     reason: dict[int, int]  # pinned component → index of the first pin that holds it
     pins: tuple[Pin, ...]
+    follow: Follow  # components that leave because others do
 
     def unit_of(self, slots: SlotArray) -> NDArray[np.int64]:
         """Unit of each slot, -1 where it belongs to none."""
@@ -69,7 +71,15 @@ class Coupling:
     def alive(self, removed: Mask) -> Mask:
         """Slot mask after the units in ``removed`` (bool per unit) left."""
         gone = np.append(removed, False)[self.unit_of_component]
-        return np.asarray(~gone[self.labels])
+        return np.asarray(~self.follow.closed(gone)[self.labels])
+
+    def closed(self, removed: Mask) -> Mask:
+        """``removed`` (bool per unit) and the units that leave because these do."""
+        return self._units_follow.closed(removed)
+
+    @cached_property
+    def _units_follow(self) -> Follow:
+        return self.follow.renumbered(self.unit_of_component)
 
     def widths(self, axes: list[SlotArray]) -> csr_array:
         """Sparse matrix [axes, units]: how many slots of each axis a unit takes with it."""
@@ -161,6 +171,10 @@ def couple(
     while same := same_parts(relations, labels):
         ties += same
         labels, pinned = _merge(ties, pins, relations.total)
+    read_pins = held_by_reads(relations, labels, pinned)
+    for pin in read_pins:
+        pinned[labels[pin.slots]] = True
+    pins += read_pins
     heads = _heads(relations, labels, pinned)
     not_chosen = _not_among(units, heads)
     for pin in not_chosen:
@@ -175,8 +189,17 @@ def couple(
     for inside, why in chosen:
         outside = np.ones(len(pinned), dtype=bool)
         outside[labels[np.concatenate([*inside, np.empty(0, np.int64)])]] = False
+        source, read = pairs(relations, labels)
+        outside[read[~outside[source]]] = False  # who reads them may leave with them
         pins.append(Pin(np.flatnonzero(outside[labels]), why, -1))
         pinned |= outside
+    made = np.zeros(len(pinned), dtype=bool)  # of parameters, which alone makes a unit
+    for axis in parameters:
+        made[labels[axis.slots]] = True
+    read_pins = held_by_reads(relations, labels, pinned | ~made)
+    for pin in read_pins:
+        pinned[labels[pin.slots]] = True
+    pins += read_pins
     role = np.zeros(relations.total, dtype=np.int8)
     for slots, value in relations.roles:
         role[slots] = value
@@ -195,6 +218,7 @@ def couple(
         role,
         reason,
         tuple(pins),
+        follow(relations, labels, pinned),
     )
 
 

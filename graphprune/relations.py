@@ -102,6 +102,16 @@ class Pin:
 
 
 @dataclass(frozen=True)
+class Read:
+    """``read`` is a copy of ``source``, slot by slot, for one reader: it may leave while its source
+    stays; its source leaves with all that read it, and only then."""
+
+    source: SlotArray
+    read: SlotArray
+    node: int
+
+
+@dataclass(frozen=True)
 class Macs:
     """Multiply-accumulates of a node: the product of the surviving slots of ``factors``."""
 
@@ -126,6 +136,7 @@ class Relations:
     slots: Slots
     total: int  # slots of tensors plus virtual ones
     ties: list[Tie] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
     folds: list[Fold] = field(default_factory=list)
     counts: list[Count] = field(default_factory=list)
     defaults: list[Default] = field(default_factory=list)

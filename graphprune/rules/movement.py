@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from graphprune.rules.op import Op, RefusedError, Table
+from graphprune.selectors import is_selector
 from graphprune.slots import Axis, SlotTensor
 
 table = Table()
@@ -202,6 +203,8 @@ def gather(op: Op) -> None:
     picked = x[axis].slots[value.astype(np.int64)]
     if indices.rank == 0:
         op.pin(picked, "one position is selected")
+    elif is_selector(op.node):
+        op.read(picked, y[axis])
     else:
         op.tie(picked, y[axis])
     op.free(x[axis])

@@ -20,6 +20,7 @@ from graphprune.relations import (
     Fold,
     Macs,
     Pin,
+    Read,
     Relations,
     Renumber,
     Reuse,
@@ -129,6 +130,11 @@ class Op:
         if len(first) != len(second):
             raise RefusedError(f"axes of {len(first)} and {len(second)} slots do not correspond")
         self.relations.ties.append(Tie(first, second, self.index))
+
+    def read(self, source: Slotted, read: Slotted) -> None:
+        """``read`` copies ``source``, pairwise, for one reader, which may do without some of it."""
+        self.free(source, read)
+        self.relations.reads.append(Read(_flat(source), _flat(read), self.index))
 
     def same(self, a: SlotTensor, b: SlotTensor, but: Sequence[int] = ()) -> None:
         """Tie equal axes of two tensors of one rank, except ``but`` (non-negative axes)."""

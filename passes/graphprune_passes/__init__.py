@@ -10,6 +10,7 @@ from graphprune_passes.join_weights import JoinWeights
 from graphprune_passes.lift_constants import LiftConstants
 from graphprune_passes.name_states import NameStates
 from graphprune_passes.open_bodies import OpenBodies
+from graphprune_passes.open_reads import OpenReads
 from graphprune_passes.part_norms import PartNorms
 from graphprune_passes.remove_channels import RemoveChannels
 from graphprune_passes.separate_fills import SeparateFills
@@ -27,6 +28,7 @@ plugin = Plugin(
         SeparateFills,
         SeparateVectors,
         AlignGroups,
+        OpenReads,
         RemoveChannels,
         ShareVectors,
         PartNorms,
