@@ -26,7 +26,7 @@ from graphprune.states import uncarried
 class Scope:
     """What the user lets the analysis touch: patterns on node and tensor names, kinds of units
     (``coupling.UNITS``), input sizes, states of the interface, slots that statistics are taken
-    over."""
+    over; and whether positions in groups may be aligned before it (``align_groups``)."""
 
     protect: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
@@ -34,6 +34,7 @@ class Scope:
     units: tuple[str, ...] = USUAL_UNITS
     interface: bool = False
     inexact: bool = False
+    aligned: bool = True
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,10 @@ class Decision:
     grid: Target  # the target's grid, or the finer one that the budget needed
     notes: tuple[str, ...] = ()
 
+    def noting(self, notes: Sequence[str]) -> Decision:
+        """The same with more to say."""
+        return replace(self, notes=(*self.notes, *notes))
+
 
 @dataclass(frozen=True)
 class _Ladder:
@@ -65,6 +69,7 @@ def allocate(
     spread: str = "balanced",
     allow_miss: bool = False,
     curves: Mapping[int, Scores] | None = None,
+    stays: Mask | None = None,
 ) -> Decision:
     """Remove the least important steps until every budget holds, then give back what fits.
 
@@ -75,7 +80,7 @@ def allocate(
     then said, unless the user asked for just this grid. Costs are evaluated exactly. With
     ``allow_miss`` a budget out of reach is approached as far as possible, which is then said.
     Narrow groups take finer steps (``Target.fewest_steps``) only where curves say what those are
-    worth: they save no time.
+    worth: they save no time. Units in ``stays`` never leave.
 
     Raises ``NothingPrunableError`` without units, ``TargetError`` where all steps are not enough.
     """
@@ -90,7 +95,7 @@ def allocate(
     notes: tuple[str, ...] = ()
     grid = target if curves else replace(target, fewest_steps=1)
     while True:
-        held = _units_that_hold_an_axis_open(analysis, scores, grid)
+        held = _units_that_hold_an_axis_open(analysis, scores, grid, stays)
         whole = blocks(analysis, grid)
         ladders = [_ladder(analysis, group, scores, grid, held, whole) for group in coupling.groups]
         last = np.array([len(ladder.counts) - 1 for ladder in ladders], dtype=np.int64)
@@ -258,13 +263,16 @@ def _step_of(analysis: Analysis, group: Group, target: Target) -> tuple[int, int
     return step, width
 
 
-def _units_that_hold_an_axis_open(analysis: Analysis, scores: Scores, target: Target) -> Mask:
-    """Units that must stay so that no axis of any tensor is emptied when all others leave.
+def _units_that_hold_an_axis_open(
+    analysis: Analysis, scores: Scores, target: Target, stays: Mask | None = None
+) -> Mask:
+    """Units that must stay so that no axis of any tensor is emptied when all others leave, and
+    those that stay anyway.
 
     Groups keep units of their own; only axes that share units of several groups need this.
     """
     coupling = analysis.coupling
-    held = np.zeros(coupling.n_units, dtype=bool)
+    held = np.zeros(coupling.n_units, dtype=bool) if stays is None else stays.copy()
     axes = [axis.slots for axis in coupling.relations.slots.axes if len(axis)]
     if not axes or not coupling.groups:
         return held

@@ -184,6 +184,25 @@ plan_options = _options(
         "dfpc, random (on weights), or a plug-in's.  [default: obspa; l1 with --fast]",
     ),
     click.option(
+        "--scores",
+        type=click.Path(path_type=Path),
+        metavar="FILE.npz",
+        help="Scores instead of a criterion: an array for each parameter, or for each group of "
+        "`graphprune inspect` one number for each unit.",
+    ),
+    click.option(
+        "--masks",
+        type=click.Path(path_type=Path),
+        metavar="FILE.npz",
+        help="Masks instead of a criterion and a budget: 1 stays, 0 leaves; named as --scores.",
+    ),
+    click.option(
+        "--resolve",
+        metavar="HOW",
+        help="Where masks of one unit disagree: it leaves if any says so (union), only if all do "
+        "(intersection), or that is an error.  [default: error]",
+    ),
+    click.option(
         "--repair",
         help="obs, bias (on calibration inputs), moments, udfc (on weights), none, or a plug-in's."
         "  [default: obs; moments with --fast]",

@@ -54,11 +54,12 @@ def fitted(options: Options, model: Model) -> tuple[Options, tuple[str, ...]]:
         )
     smaller = replace(
         options,
-        criterion=options.criterion or "l1",
+        criterion=options.criterion or (None if options.from_outside else "l1"),
         repair=options.repair or "none",
         measure=False,
     )
-    left = [f"planned by {smaller.criterion} (weights alone)"] if options.criterion is None else []
+    by_weights = options.criterion is None and not options.from_outside
+    left = [f"planned by {smaller.criterion} (weights alone)"] if by_weights else []
     left += ["weights not repaired"] if options.repair is None else []
     left += ["latency not measured"] if options.measure else []
     note = f"the model is too large to be run here ({sizes}): {', '.join(left)}"

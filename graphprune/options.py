@@ -9,8 +9,9 @@ from typing import Any
 
 from graphprune.analysis import Scope
 from graphprune.coupling import USUAL_UNITS
-from graphprune.criteria import Scoring
+from graphprune.criteria import Criterion, Scoring
 from graphprune.errors import UsageError
+from graphprune.outside.masks import RESOLVE
 from graphprune.plugins import Registry
 from graphprune.shapes import Shape
 
@@ -33,6 +34,10 @@ class Options:
     latency_ms: float | None = None
     max_drop: float | None = None
     criterion: str | None = None  # obspa; l1 where fast
+    scores: Path | None = None  # instead of a criterion
+    masks: Path | None = None  # instead of a criterion and of budgets
+    resolve: str | None = None  # error, where masks disagree
+    aligned: bool = True  # positions in groups, before the analysis
     repair: str | None = None  # obs; moments where fast
     fast: bool = False
     calib: Path | None = None  # None: synthesised inputs
@@ -76,6 +81,7 @@ class Options:
     def check(self) -> None:
         """Refuse combinations that contradict each other."""
         asked = self.budgets()
+        self._check_outside()
         if self.timed and (self.latency_ms is not None) == (self.latency is not None):
             raise UsageError(
                 "a latency is asked for twice", hint="Give --target-latency or --target-latency-ms."
@@ -104,6 +110,33 @@ class Options:
                 hint="Leave out --calib, --search, --spread solved.",
             )
 
+    def _check_outside(self) -> None:
+        """Scores and masks decide alone."""
+        if self.resolve is not None and self.masks is None:
+            raise UsageError("--resolve says what masks mean", hint="Give --masks FILE.npz.")
+        if self.resolve not in (None, *RESOLVE):
+            raise UsageError(f"--resolve {self.resolve!r} is unknown", hint=", ".join(RESOLVE))
+        given = {"--criterion": self.criterion, "--scores": self.scores, "--masks": self.masks}
+        named = [option for option, value in given.items() if value is not None]
+        if len(named) > 1:
+            raise UsageError(f"{' and '.join(named)} would both decide", hint="Leave one out.")
+        if self.masks is None:
+            return
+        also = {
+            "a budget": bool(self.budgets()) or self.timed or self.max_drop is not None,
+            "--search": self.search > 0,
+            "--spread": self.spread != "auto",
+            "--round-to": self.round_to is not None,
+            "--min-channels": self.min_channels is not None,
+            "--allow-miss": self.allow_miss,
+        }
+        named = [option for option, value in also.items() if value]
+        if named:
+            raise UsageError(
+                f"masks say themselves what leaves, and {', '.join(named)} would decide it too",
+                hint="Leave out one of them; with a budget, give --scores instead.",
+            )
+
     def budgets(self) -> dict[str, float]:
         """Kind of cost → share that may remain."""
         asked = {
@@ -119,7 +152,8 @@ class Options:
                 raise UsageError(
                     f"the {kind} budget is {share!r}", hint="A budget is a share in (0, 1]."
                 )
-        if not budgets and self.max_drop is None and self.latency_ms is None:
+        decided = self.max_drop is not None or self.masks is not None
+        if not budgets and not decided and self.latency_ms is None:
             raise UsageError(
                 "no budget is given",
                 hint="Say how much may remain, for example --target-flops 0.5.",
@@ -134,16 +168,30 @@ class Options:
         return self.latency is not None or self.latency_ms is not None
 
     @property
+    def from_outside(self) -> bool:
+        """Whether a file decides instead of a criterion."""
+        return self.scores is not None or self.masks is not None
+
+    @property
     def criterion_name(self) -> str:
+        if self.scores is not None:
+            return f"scores {Path(self.scores).name}"
+        if self.masks is not None:
+            return f"masks {Path(self.masks).name}"
         return self.criterion or ("l1" if self.fast else "obspa")
 
     @property
     def repair_name(self) -> str:
         return self.repair or ("moments" if self.fast else "obs")
 
+    def criterion_of(self, registry: Registry) -> Criterion:
+        """What scores; of a file only how its numbers are lifted to units."""
+        name = self.criterion_name
+        return Criterion(name) if self.from_outside else registry.criterion(name)
+
     def needs_inputs(self, registry: Registry) -> bool:
         """Whether the model must be seen at work: for the criterion, or for the repair."""
-        criterion, name = registry.criterion(self.criterion_name), self.repair_name
+        criterion, name = self.criterion_of(registry), self.repair_name
         names = [self.criterion_name] if criterion.needs_inputs else []
         names += [name] if name != "none" and registry.repair(name).needs_inputs else []
         if self.fast and names:
@@ -167,4 +215,5 @@ class Options:
             self.units,
             self.allow_interface_change,
             self.allow_inexact,
+            self.aligned and self.masks is None,  # masks speak of positions as they are
         )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Protocol, runtime_checkable
 
 from graphprune.analysis import Analysis, Scope, analyse
 from graphprune.errors import GraphPruneError, UsageError
-from graphprune.model import Model
+from graphprune.model import Array, Model
 from graphprune.rules import BUILTIN, Rules
+
+Arrays = Mapping[str, Array]
+Carry = Callable[[Arrays], Arrays]
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,20 @@ class Skipped:
     reason: str
 
 
+def as_they_are(arrays: Arrays) -> Arrays:
+    """The ``carry`` of a pass that moves no weight."""
+    return arrays
+
+
 @dataclass(frozen=True)
 class PassResult:
+    """``carry`` does to arrays that belong to weights (by initialiser, of its shape) what the pass
+    did to the weights."""
+
     model: Model
     changes: tuple[Change, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    carry: Carry = as_they_are
 
     @property
     def modified(self) -> bool:
@@ -86,6 +99,7 @@ class Pipeline:
         changes: list[Change] = []
         skipped: list[Skipped] = []
         done: list[str] = []
+        carries: list[Carry] = []
         for step in self.passes:
             try:
                 result = step.run(model, context)
@@ -97,7 +111,12 @@ class Pipeline:
             model = result.model
             changes += result.changes
             skipped += result.skipped
+            carries.append(result.carry)
             done.append(step.name)
             if self.after is not None:
                 self.after(step, result)
-        return PassResult(model, tuple(changes), tuple(skipped))
+
+        def carry(arrays: Arrays) -> Arrays:
+            return reduce(lambda moved, each: each(moved), carries, arrays)
+
+        return PassResult(model, tuple(changes), tuple(skipped), carry)

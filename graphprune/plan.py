@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from graphprune.analysis import Analysis
-from graphprune.coupling import Mask, Signature
+from graphprune.coupling import Coupling, Mask, Signature
 from graphprune.errors import UsageError
+from graphprune.slots import Axis
 
 SCHEMA = "graphprune.plan/1"
 
@@ -109,16 +110,22 @@ def removed_units(plan: Plan, analysis: Analysis) -> Mask:
         if entry.removed and not 0 <= min(entry.removed) <= max(entry.removed) < len(group):
             raise UsageError("the plan names a unit that does not exist", entry.name)
         removed[group.units[list(entry.removed)]] = True
-    alive = coupling.alive(removed)
-    emptied = [a for a in coupling.relations.slots.axes if len(a) and not alive[a.slots].any()]
-    if emptied:
-        raise UsageError("the plan leaves nothing of an axis", str(emptied[0]))
+    axis = emptied(coupling, removed)
+    if axis is not None:
+        raise UsageError("the plan leaves nothing of an axis", str(axis))
     if _kept(analysis, removed) != {k: dict(v) for k, v in plan.kept.items()}:
         raise UsageError(
             "the plan's kept indices contradict its removed units",
             hint="Edit only `removed` or make a new plan; `kept` follows from it.",
         )
     return removed
+
+
+def emptied(coupling: Coupling, removed: Mask) -> Axis | None:
+    """The first axis of which nothing would stay."""
+    alive = coupling.alive(removed)
+    axes = (axis for axis in coupling.relations.slots.axes if len(axis))
+    return next((axis for axis in axes if not alive[axis.slots].any()), None)
 
 
 def read_plan(path: Path) -> Plan:

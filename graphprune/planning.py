@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from graphprune.analysis import Analysis, allowances, pinned_reasons
 from graphprune.budget import Decision, allocate
+from graphprune.coupling import Mask
 from graphprune.criteria import Criterion, Scores, Scoring, score
 from graphprune.criteria.evidence import Evidence
 from graphprune.errors import GraphPruneError, NothingPrunableError, TargetError, UsageError
 from graphprune.options import Options
+from graphprune.outside.masks import RESOLVE, masks_from
+from graphprune.outside.scores import scores_from
 from graphprune.plan import Plan, make_plan
 from graphprune.prepared import Prepared
 from graphprune.repair.damage import silent
@@ -33,25 +37,58 @@ class Judged:
 
     scores: Scores
     evidence: Mapping[int, Evidence]
+    outside: Outside | None = None
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What a file of scores or masks decided: units that must stay or, if it decided all, those
+    that leave; what to say of it; and what a plan says of the file."""
+
+    stays: Mask
+    removed: Mask | None
+    notes: tuple[str, ...]
+    document: Mapping[str, Any]
 
 
 def judge(studied: Study, options: Options, progress: Progress = silent) -> Judged:
     """Score every unit; with calibration inputs also find each group's distortion curve."""
     prepared = studied.prepared
     analysis = prepared.analysis
-    criterion = prepared.registry.criterion(options.criterion_name)
-    scores = score(analysis.model, analysis.coupling, criterion, options.scoring)
+    criterion = options.criterion_of(prepared.registry)
+    outside = None
+    if options.from_outside:
+        scores, outside = _from_outside(prepared, options, criterion)
+    else:
+        scores = score(analysis.model, analysis.coupling, criterion, options.scoring)
+    if outside is not None and outside.removed is not None:
+        return Judged(scores, {}, outside)
     if studied.inputs is None and options.spread == "solved":
         raise UsageError(
             "--spread solved needs calibration inputs, and nothing here looks at any",
             hint="Choose another --criterion or --repair.",
         )
     if studied.inputs is None or not _wants_curves(options, criterion):
-        return Judged(scores, {})
+        return Judged(scores, {}, outside)
     found = evidence(studied, criterion, scores, progress)
     if criterion.needs_inputs:
         scores = _as_scores(prepared, found)
-    return Judged(scores, found)
+    return Judged(scores, found, outside)
+
+
+def _from_outside(
+    prepared: Prepared, options: Options, criterion: Criterion
+) -> tuple[Scores, Outside]:
+    if options.masks is not None:
+        how, path = options.resolve or RESOLVE[0], Path(options.masks)
+        masked = masks_from(prepared, path, how)
+        document = {"masks": path.name, "sha256": masked.sha256, "resolve": how}
+        kept = np.where(masked.removed, 0.0, 1.0)
+        return kept, Outside(~masked.removed, masked.removed, masked.notes, document)
+    assert options.scores is not None
+    path = Path(options.scores)
+    scores, unscored, notes, digest = scores_from(prepared, path, criterion, options.scoring)
+    return scores, Outside(unscored, None, notes, {"scores": path.name, "sha256": digest})
 
 
 def decide(
@@ -65,6 +102,10 @@ def decide(
     """Which units leave. ``share`` asks for that share of the MACs instead of the options' budgets;
     ``weights`` scale the groups' curves; ``margins`` are kept free below the budgets."""
     analysis = prepared.analysis
+    outside = judged.outside
+    if outside is not None and outside.removed is not None:
+        target = choose(prepared.registry.targets, options.hardware)
+        return Decision(outside.removed, target, outside.notes)
     budgets = options.budgets() if share is None else {"macs": share}
     limits = dict(budgets)
     before = analysis.cost.of(analysis.nothing_removed)
@@ -81,7 +122,7 @@ def decide(
     ranked = options.spread not in ("auto", "solved")
     spread = options.spread if ranked else "balanced"
     try:
-        return allocate(
+        decision = allocate(
             analysis,
             judged.scores,
             target,
@@ -89,15 +130,19 @@ def decide(
             spread,
             options.allow_miss,
             {} if ranked else curves,
+            None if outside is None else outside.stays,
         )
     except NothingPrunableError as error:
         raise _explained(error, prepared) from error
     except TargetError as error:
         raise TargetError(error.what, error.where, _held(analysis) + error.hint) from error
+    return decision if outside is None else decision.noting(outside.notes)
 
 
 def rehearse(prepared: Prepared, options: Options) -> None:
-    """Raise what an impossible budget raises, from weights alone."""
+    """Raise what an impossible budget raises, or a wrong file, from weights alone."""
+    if options.from_outside:
+        _from_outside(prepared, options, options.criterion_of(prepared.registry))
     if not options.budgets():
         return
     by_weights = prepared.registry.criterion(FALLBACK)
@@ -111,7 +156,7 @@ def written(
     """The decision as a plan, with all that is needed to make the same model again."""
     prepared = studied.prepared
     budgets = options.budgets() if share is None else {"macs": share}
-    criterion = prepared.registry.criterion(options.criterion_name)
+    criterion = options.criterion_of(prepared.registry)
     document: dict[str, Any] = {
         "budgets": budgets,
         "criterion": options.criterion_name,
@@ -142,8 +187,13 @@ def written(
             "synthesised": options.calib is None,
             "preprocess": options.preprocess,
         }
+    if judged.outside is not None:
+        document["outside"] = dict(judged.outside.document)
+        document["aligned"] = options.scope.aligned
     asked = ", ".join(f"{kind} <= {share:g}" for kind, share in budgets.items())
     reason = f"lowest {options.criterion_name} scores until {asked}"
+    if options.masks is not None:
+        reason = f"left by {options.criterion_name}"
     return make_plan(prepared.analysis, decision.removed, judged.scores, document, reason)
 
 

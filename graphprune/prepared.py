@@ -14,7 +14,7 @@ from graphprune.errors import UsageError
 from graphprune.latency.predict import Latency
 from graphprune.linear import repairable
 from graphprune.model import Model, label
-from graphprune.pipeline import Context, Pass, Pipeline
+from graphprune.pipeline import Carry, Context, Pass, Pipeline, as_they_are
 from graphprune.plugins import Registry, collect, installed
 from graphprune.storage import load, source_bytes
 
@@ -35,6 +35,7 @@ class Prepared:
     cache: Cache = NO_CACHE
     latency: Latency | None = None  # predicts milliseconds, where a budget is on them
     moved: bool = False  # whether weights were rewritten on the way to the normal form
+    carry: Carry = as_they_are  # the same way for arrays that belong to weights
 
     @property
     def unknown_notes(self) -> list[str]:
@@ -137,4 +138,5 @@ def analyse(
         original_bytes,
         cache or NO_CACHE,
         moved=moved,
+        carry=done.carry,
     )

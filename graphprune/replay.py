@@ -32,6 +32,7 @@ def replayed(given: Mapping[str, Any], options: Options) -> tuple[Options, Mappi
         allow_interface_change=bool(given.get("allow_interface_change")),
         allow_inexact=bool(given.get("allow_inexact")),
         input_shapes=shapes,
+        aligned=bool(given.get("aligned", True)),
     )
     if chosen.repair == "none":
         return replace(chosen, calib=None), {}

@@ -5,7 +5,7 @@ I[g, j] = NORM_g( AGG over parameter axes of g ( RED over the elements on unit j
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from graphprune.errors import UsageError
 from graphprune.model import Array, Model
 from graphprune.quantisation import real
 from graphprune.relations import Role
+from graphprune.slots import Axis
 
 Scores = NDArray[np.float64]
 REDUCE = ("sum", "mean", "l1", "l2")
@@ -94,10 +95,17 @@ def score(model: Model, coupling: Coupling, criterion: Criterion, scoring: Scori
     parts = _parts(model, coupling, criterion, scoring)
     raw = np.zeros(coupling.n_units)
     for group in coupling.groups:
-        raw[group.units] = _group_score(group, parts, criterion, scoring)
+        raw[group.units] = unit_scores(group, parts, criterion, scoring)
+    return normalised(raw, coupling.groups, criterion, scoring)
+
+
+def normalised(
+    raw: Scores, groups: Sequence[Group], criterion: Criterion, scoring: Scoring
+) -> Scores:
+    """NORM: what the units of each group are worth, comparable across groups."""
     normalise = NORMALISE[scoring.normalise or criterion.normalise]
-    result = np.zeros(coupling.n_units)
-    for group in coupling.groups:
+    result = np.zeros(len(raw))
+    for group in groups:
         result[group.units] = normalise(raw[group.units])
     return result
 
@@ -112,7 +120,7 @@ def _parts(
     for axis in coupling.parameters:
         if (axis.tensor, axis.index) not in needed:
             continue
-        role = Role(int(np.bincount(coupling.role[axis.slots], minlength=5).argmax()))
+        role = role_of(coupling, axis)
         if role not in criterion.roles:
             continue
         stored = model.initializers.get(axis.tensor)
@@ -129,16 +137,21 @@ def _parts(
         assert criterion.element is not None
         elements = criterion.element(loaded[1].astype(np.float32), axis.index, scoring.seed)
         at = axis.index if elements.ndim > 1 else 0
-        parts[axis.tensor, axis.index] = _part(
-            role, elements, at, coupling.unit_of(axis.slots), scoring.reduce
-        )
+        parts[axis.tensor, axis.index] = lifted(coupling, axis, elements, at, scoring.reduce)
     return parts
 
 
-def _part(role: Role, elements: Array, axis: int, unit_of_slot: Array, how: str) -> Part:
-    """RED: sum, mean or a norm of the elements behind each unit, summed in float64."""
-    slots = _per_slot(elements, axis, how)
-    return _lifted(role, slots, elements.size, unit_of_slot, how)
+def lifted(coupling: Coupling, axis: Axis, elements: Array, at: int, how: str) -> Part:
+    """RED: sum, mean or a norm of the elements behind each unit, summed in float64; they have the
+    parameter's ``axis`` at ``at``."""
+    slots = _per_slot(elements, at, how)
+    units = coupling.unit_of(axis.slots)
+    return _lifted(role_of(coupling, axis), slots, elements.size, units, how)
+
+
+def role_of(coupling: Coupling, axis: Axis) -> Role:
+    """What most slots of the axis do."""
+    return Role(int(np.bincount(coupling.role[axis.slots], minlength=5).argmax()))
 
 
 def _per_slot(elements: Array, axis: int, how: str) -> Scores:
@@ -176,12 +189,13 @@ def _lifted(role: Role, slots: Scores, size: int, unit_of_slot: Array, how: str)
     return Part(role, units, value)  # elements are non-negative: their L1 norm is their sum
 
 
-def _group_score(
+def unit_scores(
     group: Group,
     parts: Mapping[tuple[str, int], Part],
     criterion: Criterion,
     scoring: Scoring,
 ) -> Scores:
+    """AGG: one number for each unit of the group, of the parts of its axes."""
     mine = [parts[axis].of(group.units) for axis in group.signature if axis in parts]
     if criterion.combine is not None:
         return criterion.combine(mine) if mine else np.ones(len(group))

@@ -88,6 +88,8 @@ def result_table(result: Result, per_operator: bool = False) -> RenderableType:
 def _repair_lines(result: Result) -> list[str]:
     """What decided and what was repaired, in a line each."""
     lines = []
+    if "outside" in result.plan.options:
+        lines.append(f"decided by: {result.plan.options['criterion']}")
     if result.calibration is not None:
         lines.append(f"calibrated on: {result.calibration}")
     if result.repairs:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from graphprune.analysis import Analysis
 from graphprune.coupling import FLOAT_TYPES, tied
 from graphprune.model import Array, Model, set_initializer
-from graphprune.pipeline import Change, Context, PassResult
+from graphprune.pipeline import Arrays, Change, Context, PassResult
 from graphprune.slots import Axis, SlotArray, SlotTensor
 
 Indices = NDArray[np.integer[Any]]
@@ -63,16 +63,17 @@ class AlignGroups:
     """1. Where the same positions of all groups leave together, each group's positions are put in
        ascending order of the sizes of their weights.
     2. Where anything but weights knows the order (an interface, a shuffle, a rotary table), nothing
-       moves.
+       moves; nor where the scope says that positions stay.
     """
 
     name: str = "align_groups"
 
     def run(self, model: Model, context: Context) -> PassResult:
-        if not context.analysis(model).relations.folds:
+        if not context.scope.aligned or not context.analysis(model).relations.folds:
             return PassResult(model)
         tensors: dict[str, onnx.TensorProto] = {}
         changes = []
+        moves: list[tuple[_Place, Indices]] = []
         for family, places in _families(context.analysis(model)):
             weights = {p.tensor: _array(model, tensors, p.tensor) for p in places}
             order = _order(family, places, weights, model)
@@ -82,6 +83,7 @@ class AlignGroups:
                 moved = _moved(weights[place.tensor], place, order)
                 weights[place.tensor] = moved
                 tensors[place.tensor] = _stored(model, place.tensor, moved)
+                moves.append((place, order))
             text = f"{order.shape[1]} in each of {order.shape[0]} groups"
             changes.append(
                 Change(self.name, places[0].tensor, "positions", "as given", "by size", text)
@@ -89,7 +91,15 @@ class AlignGroups:
         if not tensors:
             return PassResult(model)
         kept = [tensors.get(t.name, t) for t in model.initializers.values()]
-        return PassResult(model.with_graph(model.nodes, kept), tuple(changes))
+
+        def carry(arrays: Arrays) -> Arrays:
+            carried = dict(arrays)
+            for place, order in moves:
+                if place.tensor in carried:
+                    carried[place.tensor] = _moved(carried[place.tensor], place, order)
+            return carried
+
+        return PassResult(model.with_graph(model.nodes, kept), tuple(changes), carry=carry)
 
 
 def _families(analysis: Analysis) -> list[tuple[_Family, list[_Place]]]:

@@ -8,10 +8,8 @@ import onnx
 
 from graphprune.coupling import FLOAT_TYPES
 from graphprune.model import Model, set_initializer
-from graphprune.pipeline import Change, Context, PassResult
-
-MOVES = {"Concat", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose"}
-MOVES |= {"Unsqueeze"}
+from graphprune.outside.beside import MOVES, beside
+from graphprune.pipeline import Arrays, Change, Context, PassResult
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,12 @@ class JoinWeights:
         stored = [set_initializer(name, model.array(name)) for name in whole]
         changes = [Change(self.name, name, "weight", "computed", "stored", "") for name in whole]
         result = model.with_graph(nodes, [*model.initializers.values(), *stored])
-        return PassResult(result, tuple(changes))
+
+        def carry(arrays: Arrays) -> Arrays:
+            made = {name: beside(model, name, arrays) for name in whole}
+            return {**arrays, **{name: array for name, array in made.items() if array is not None}}
+
+        return PassResult(result, tuple(changes), carry=carry)
 
 
 def _moves(model: Model) -> dict[int, onnx.NodeProto]:

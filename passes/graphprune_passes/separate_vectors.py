@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from graphprune.control import is_open
 from graphprune.cost import WEIGHT_TYPES
 from graphprune.model import Model
-from graphprune.pipeline import Change, Context, PassResult
+from graphprune.pipeline import Arrays, Change, Context, PassResult
 
 COPY_MARK = "/graphprune_use_"
 LARGEST = 1 << 16  # elements of a matrix that is looked into
@@ -54,9 +54,13 @@ class SeparateVectors:
             changes.append(Change(self.name, name, "uses", "shared", f"{len(uses)} copies", ""))
         if not changes:
             return PassResult(model)
-        return PassResult(
-            model.with_graph(nodes, [*model.initializers.values(), *copies]), tuple(changes)
-        )
+
+        def carry(arrays: Arrays) -> Arrays:
+            first = {copy.name: copy.name.partition(COPY_MARK)[0] for copy in copies}
+            return {**arrays, **{n: arrays[f] for n, f in first.items() if f in arrays}}
+
+        result = model.with_graph(nodes, [*model.initializers.values(), *copies])
+        return PassResult(result, tuple(changes), carry=carry)
 
 
 def _says_nothing(tensor: onnx.TensorProto) -> bool:

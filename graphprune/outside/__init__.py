@@ -1,0 +1,1 @@
+"""Decisions from outside: scores and masks that another tool made."""
