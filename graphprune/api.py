@@ -36,6 +36,7 @@ from graphprune.storage import load, source_bytes
 from graphprune.study import Study, study
 from graphprune.summing import sum_up
 from graphprune.targets import choose
+from graphprune.unconstrained import chosen, widened
 from graphprune.validate import scorer_of
 
 __all__ = ["analyse", "apply", "plan", "prepare", "prune", "prune_each", "registry"]
@@ -60,13 +61,13 @@ def prune(
     >>> result = prune("models/fashion_resnet.onnx", flops=0.5)      # doctest: +SKIP
     >>> print(result)                                                # doctest: +SKIP
     """
-    chosen = Options.of(flops=flops, **options)
-    chosen.check()
+    wanted = Options.of(flops=flops, **options)
+    wanted.check()
     check_outputs(model, output, plan_out)
     clock = Clock(stage)
-    studied, chosen = _studied(model, output, chosen, clock)
-    judged = clock("score", lambda progress: judge(studied, chosen, progress))
-    result = _pruned(studied, judged, chosen, clock)
+    studied, wanted = _studied(model, output, wanted, clock)
+    judged = clock("score", lambda progress: judge(studied, wanted, progress))
+    result = _pruned(studied, judged, wanted, clock)
     clock("save", lambda _: write_result(result, result.made, output, plan_out))
     return replace(result, seconds=dict(clock.seconds))
 
@@ -90,13 +91,13 @@ def prune_each(
     for variant, output in zip(variants, outputs, strict=True):
         variant.check()
         check_outputs(model, output, None)
-    studied, chosen = _studied(model, outputs[0], variants[0], clock)
+    studied, first = _studied(model, outputs[0], variants[0], clock)
     for output in outputs:
         check_data(studied.prepared.original, output)
-    judged = clock("score", lambda progress: judge(studied, chosen, progress))
+    judged = clock("score", lambda progress: judge(studied, first, progress))
     error_of = error_on(studied)
     for each, output in zip(asked, outputs, strict=True):
-        yield _one_of_several(studied, judged, replace(chosen, **each), output, error_of, clock)
+        yield _one_of_several(studied, judged, replace(first, **each), output, error_of, clock)
 
 
 def _one_of_several(
@@ -178,6 +179,13 @@ def _pruned(studied: Study, judged: Judged, options: Options, clock: Clock) -> R
     found = None
     if options.latency is not None:
         found = clock("pace", lambda progress: paced(studied.prepared, judged, options, progress))
+    if options.unconstrained:
+        wide = clock(
+            "unconstrained",
+            lambda progress: chosen(studied, judged, options, share, found, progress),
+        )
+        weights = None if wide.widened else weights  # of other groups
+        studied, judged, share, found = wide.studied, wide.judged, wide.share, wide.found
     made = make(studied, judged, options, clock, share, weights, found)
     return sum_up(studied, made, options, clock, found)
 
@@ -194,8 +202,10 @@ def apply(
     repaired on other calibration inputs, is refused."""
     check_outputs(model, output, None)
     clock = Clock(stage)
-    chosen, inputs = replayed(made.options, options or Options())
-    studied, chosen = _studied(model, output, chosen, clock, wanted=False)
+    given, inputs = replayed(made.options, options or Options())
+    studied, given = _studied(model, output, given, clock, wanted=False)
+    if given.unconstrained:
+        studied = widened(studied)[0]
     removed = removed_units(made, studied.prepared.analysis)
     if inputs and studied.inputs is not None and studied.inputs.key != inputs.get("key"):
         raise UsageError(
@@ -204,7 +214,7 @@ def apply(
             "Give the same --calib, or make a new plan.",
         )
     target = choose(studied.prepared.registry.targets, "generic")
-    done = carry_out(studied, made, Decision(removed, target), chosen, clock)
-    result = sum_up(studied, done, chosen, clock)
+    done = carry_out(studied, made, Decision(removed, target), given, clock)
+    result = sum_up(studied, done, given, clock)
     clock("save", lambda _: write_result(result, done.model, output, None))
     return replace(result, seconds=dict(clock.seconds))

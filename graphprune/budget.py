@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphprune.analysis import Analysis
-from graphprune.coupling import Group, Mask
+from graphprune.coupling import Coupling, Group, Mask
 from graphprune.errors import NothingPrunableError, TargetError
 from graphprune.knapsack import solve
 from graphprune.layout import FREE, Blocks, blocks
@@ -46,6 +46,14 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Start:
+    """Units that leave whatever else does, and groups (by index) that lose no others."""
+
+    gone: Mask
+    whole: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
 class _Ladder:
     """A group's units from the least important up, and the counts it may keep, descending."""
 
@@ -56,6 +64,14 @@ class _Ladder:
     def whole(self) -> _Ladder:
         """The same without a step down."""
         return _Ladder(self.order, self.counts[:1])
+
+    def begun(self, begin: Start, group: int) -> _Ladder:
+        """The same from where ``begin`` has left it."""
+        gone = begin.gone[self.order]
+        left = int((~gone).sum())
+        order = np.concatenate([self.order[gone], self.order[~gone]])
+        further = [] if group in begin.whole else [k for k in self.counts if k < left]
+        return _Ladder(order, [left, *further])
 
     def removed_at(self, level: int) -> NDArray[np.int64]:
         return self.order[: len(self.order) - self.counts[level]]
@@ -70,6 +86,7 @@ def allocate(
     allow_miss: bool = False,
     curves: Mapping[int, Scores] | None = None,
     stays: Mask | None = None,
+    begin: Start | None = None,
 ) -> Decision:
     """Remove the least important steps until every budget holds, then give back what fits.
 
@@ -80,7 +97,7 @@ def allocate(
     then said, unless the user asked for just this grid. Costs are evaluated exactly. With
     ``allow_miss`` a budget out of reach is approached as far as possible, which is then said.
     Narrow groups take finer steps (``Target.fewest_steps``) only where curves say what those are
-    worth: they save no time. Units in ``stays`` never leave.
+    worth: they save no time. Units in ``stays`` never leave; ``begin`` says what has left before.
 
     Raises ``NothingPrunableError`` without units, ``TargetError`` where all steps are not enough.
     """
@@ -95,11 +112,9 @@ def allocate(
     notes: tuple[str, ...] = ()
     grid = target if curves else replace(target, fewest_steps=1)
     while True:
-        held = _units_that_hold_an_axis_open(analysis, scores, grid, stays)
-        whole = blocks(analysis, grid)
-        ladders = [_ladder(analysis, group, scores, grid, held, whole) for group in coupling.groups]
+        ladders = _ladders(analysis, scores, grid, stays, begin)
         last = np.array([len(ladder.counts) - 1 for ladder in ladders], dtype=np.int64)
-        least = _mask(ladders, last, coupling.n_units)
+        least = _mask(ladders, last, coupling)
         reach = analysis.cost.of(least)
         if all(reach.of(kind) <= limit for kind, limit in limits.items()):
             break
@@ -115,7 +130,7 @@ def allocate(
     steps = _ranked_steps(ladders, scores, spread, weight)
 
     def fits(levels: NDArray[np.int64]) -> bool:
-        after = analysis.cost.of(_mask(ladders, levels, coupling.n_units))
+        after = analysis.cost.of(_mask(ladders, levels, coupling))
         return all(after.of(kind) <= limit * (1 + 1e-12) for kind, limit in limits.items())
 
     def levels_after(count: int) -> NDArray[np.int64]:
@@ -132,7 +147,7 @@ def allocate(
         )
 
         def costs(levels: NDArray[np.int64]) -> Mapping[str, float]:
-            return _evaluated(analysis, _mask(ladders, levels, coupling.n_units), budgets, tight)
+            return _evaluated(analysis, _mask(ladders, levels, coupling), budgets, tight)
 
         tight = _tight_steps(analysis, limits)
         found = solve(distortions, costs, _step_by_step(limits, tight), start)
@@ -142,13 +157,13 @@ def allocate(
 
     def gap(levels: NDArray[np.int64]) -> float:
         """How far below its budget the nearest kind of cost is, as a share of the original."""
-        after = analysis.cost.of(_mask(ladders, levels, coupling.n_units))
+        after = analysis.cost.of(_mask(ladders, levels, coupling))
         return min(budgets[kind] - after.of(kind) / max(before.of(kind), 1) for kind in budgets)
 
     levels = _give_back(start, steps[:low], fits)
     if gap(levels) > SLACK:
         levels = _closer(levels, ladders, steps, fits, gap)
-    removed = _mask(ladders, levels, coupling.n_units)
+    removed = _mask(ladders, levels, coupling)
     return Decision(removed, grid, (*notes, *_grid_notes(budgets, gap(levels), grid)))
 
 
@@ -220,6 +235,23 @@ def _grid_notes(budgets: Mapping[str, float], gap: float, target: Target) -> tup
     )
 
 
+def _ladders(
+    analysis: Analysis,
+    scores: Scores,
+    target: Target,
+    stays: Mask | None = None,
+    begin: Start | None = None,
+) -> list[_Ladder]:
+    """Every group's, in their order."""
+    held = _units_that_hold_an_axis_open(analysis, scores, target, stays)
+    whole = blocks(analysis, target)
+    groups = analysis.coupling.groups
+    ladders = [_ladder(analysis, group, scores, target, held, whole) for group in groups]
+    if begin is None:
+        return ladders
+    return [ladder.begun(begin, g) for g, ladder in enumerate(ladders)]
+
+
 def _ladder(
     analysis: Analysis,
     group: Group,
@@ -284,7 +316,7 @@ def _units_that_hold_an_axis_open(
             _ladder(analysis, group, scores, target, held, whole) for group in coupling.groups
         ]
         last = np.array([len(ladder.counts) - 1 for ladder in ladders])
-        removed = _mask(ladders, last, coupling.n_units)
+        removed = _mask(ladders, last, coupling)
         empty = np.flatnonzero(lengths - width @ removed <= 0)
         if not len(empty):
             return held
@@ -364,15 +396,12 @@ def _damages(ladders: list[_Ladder], scores: Scores) -> list[Scores]:
 
 def thinned(analysis: Analysis, scores: Scores, target: Target, share: float) -> Mask:
     """Units that leave so that every group keeps about ``share`` of its own, on the grid."""
-    held = _units_that_hold_an_axis_open(analysis, scores, target)
-    whole = blocks(analysis, target)
-    groups = analysis.coupling.groups
-    ladders = [_ladder(analysis, group, scores, target, held, whole) for group in groups]
+    ladders = _ladders(analysis, scores, target)
     levels = [
         int(np.argmin(np.abs(np.array(ladder.counts) / len(ladder.order) - share)))
         for ladder in ladders
     ]
-    return _mask(ladders, np.array(levels, dtype=np.int64), analysis.coupling.n_units)
+    return _mask(ladders, np.array(levels, dtype=np.int64), analysis.coupling)
 
 
 def _steps_by_damage(distortions: list[Scores], levels: NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -385,12 +414,13 @@ def _steps_by_damage(distortions: list[Scores], levels: NDArray[np.int64]) -> li
     return [(g, level) for _, g, level in sorted(keyed)]
 
 
-def _mask(ladders: list[_Ladder], levels: NDArray[np.int64], n_units: int) -> Mask:
-    removed = np.zeros(n_units, dtype=bool)
+def _mask(ladders: list[_Ladder], levels: NDArray[np.int64], coupling: Coupling) -> Mask:
+    """What leaves at these levels, and what leaves because of that."""
+    removed = np.zeros(coupling.n_units, dtype=bool)
     pairs = zip(ladders, levels.tolist(), strict=True)
-    parts = [ladder.removed_at(level) for ladder, level in pairs if level]
+    parts = [ladder.removed_at(level) for ladder, level in pairs]
     removed[np.concatenate([*parts, np.empty(0, np.int64)])] = True
-    return removed
+    return coupling.closed(removed)
 
 
 def _give_back(

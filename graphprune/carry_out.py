@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphprune.budget import SLACK, Decision
 from graphprune.clock import Clock
@@ -18,7 +18,7 @@ from graphprune.planning import Judged, decide, written
 from graphprune.prepared import Prepared
 from graphprune.repair.damage import Repaired
 from graphprune.study import Study, repaired
-from graphprune.validate import Proof, verify, verify_normal
+from graphprune.validate import Proof, verify, verify_normal, verify_same
 
 MARGIN = 64  # bytes kept free when a file's size is the budget
 
@@ -98,6 +98,12 @@ def carry_out(
             "repair",
             lambda progress: repaired(studied, repair, done.model, decision.removed, progress),
         )
+    if prepared.unconstrained:  # after the repair, which finds tensors by the names they had
+        steps = [passes["reorder_channels"](), passes["settle_reads"]()]
+        ordered = clock("order", lambda _: _run(prepared, steps, model.opened))
+        if options.verify:
+            clock("verify", lambda _: verify_same(model, ordered.model, prepared.analysis))
+        model, done = ordered.model, replace(done, changes=(*done.changes, *ordered.changes))
     shared = _run(prepared, [share], model.opened)
     changes = (*done.changes, *shared.changes)
     return Made(plan, decision, shared.model.closed, changes, repairs, proof)

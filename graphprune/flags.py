@@ -221,6 +221,12 @@ plan_options = _options(
         'size=224".  [default: inferred from the model]',
     ),
     click.option(
+        "--unconstrained",
+        is_flag=True,
+        help="Let each reader of a shared tensor (a residual stream, a concatenation, Q and K and "
+        "V) keep its own channels, where that gives up less than one set for all; else refused.",
+    ),
+    click.option(
         "--search",
         default=0,
         show_default=True,

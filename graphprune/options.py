@@ -58,6 +58,7 @@ class Options:
     allow_miss: bool = False
     allow_interface_change: bool = False
     allow_inexact: bool = False
+    unconstrained: bool = False
     verify: bool = True
     measure: bool = True
     rounds: int = 21

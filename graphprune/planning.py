@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from graphprune.analysis import Analysis, allowances, pinned_reasons
-from graphprune.budget import Decision, allocate
+from graphprune.budget import Decision, Start, allocate
 from graphprune.coupling import Mask
 from graphprune.criteria import Criterion, Scores, Scoring, score
 from graphprune.criteria.evidence import Evidence
@@ -33,11 +33,13 @@ Margins = Mapping[str, float]  # kind of cost → what the result has beyond the
 
 @dataclass(frozen=True)
 class Judged:
-    """What decides: scores by unit, and the evidence by group where inputs were looked at."""
+    """What decides: scores by unit, the evidence by group where inputs were looked at, and what
+    has been decided already."""
 
     scores: Scores
     evidence: Mapping[int, Evidence]
     outside: Outside | None = None
+    begin: Start | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def decide(
             options.allow_miss,
             {} if ranked else curves,
             None if outside is None else outside.stays,
+            judged.begin,
         )
     except NothingPrunableError as error:
         raise _explained(error, prepared) from error
@@ -174,6 +177,7 @@ def written(
         "units": list(options.units),
         "allow_interface_change": options.allow_interface_change,
         "allow_inexact": options.allow_inexact,
+        "unconstrained": prepared.unconstrained,
         "input_shapes": {k: list(v) for k, v in (options.input_shapes or {}).items()},
         "repair": options.repair_name,
         "calibration": None,

@@ -36,6 +36,7 @@ class Prepared:
     latency: Latency | None = None  # predicts milliseconds, where a budget is on them
     moved: bool = False  # whether weights were rewritten on the way to the normal form
     carry: Carry = as_they_are  # the same way for arrays that belong to weights
+    unconstrained: bool = False  # whether readers of shared channels have selectors
 
     @property
     def unknown_notes(self) -> list[str]:

@@ -31,6 +31,7 @@ def replayed(given: Mapping[str, Any], options: Options) -> tuple[Options, Mappi
         units=tuple(given.get("units", USUAL_UNITS)),
         allow_interface_change=bool(given.get("allow_interface_change")),
         allow_inexact=bool(given.get("allow_inexact")),
+        unconstrained=bool(given.get("unconstrained")),
         input_shapes=shapes,
         aligned=bool(given.get("aligned", True)),
     )

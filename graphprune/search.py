@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from graphprune.calibrate.samples import split
+from graphprune.coupling import Mask
 from graphprune.cut import cut
 from graphprune.distortion import distortion, relative_error
 from graphprune.errors import TargetError, UsageError
@@ -123,6 +124,22 @@ def error_on(studied: Study) -> Callable[[Model], float]:
     return error
 
 
+def held_out(studied: Study) -> tuple[Study, Callable[[Model], float]]:
+    """The study on most of its inputs, and the mean distortion of a model's outputs on the rest; on
+    random inputs where there are none."""
+    if studied.inputs is None:
+        part, held = studied, _judged_inputs(studied)
+    else:
+        part, held = _split(studied)
+    reference = _outputs(studied.original, held)
+
+    def error(model: Model) -> float:
+        pairs = _pairs(reference, model, held)
+        return float(np.mean([distortion(a, b) for a, b in pairs]))
+
+    return part, error
+
+
 def _judged_inputs(studied: Study) -> Sequence[Feeds]:
     prepared = studied.prepared
     if studied.inputs is None:
@@ -156,9 +173,14 @@ def _candidate(
     weights: Mapping[int, float] | None,
 ) -> Model:
     """The model that a plan would give, cut and repaired."""
+    removed = decide(studied.prepared, judged, options, None, share, weights).removed
+    return candidate(studied, removed, options)
+
+
+def candidate(studied: Study, removed: Mask, options: Options) -> Model:
+    """The model without ``removed``, cut and repaired."""
     prepared = studied.prepared
     analysis = prepared.analysis
-    removed = decide(prepared, judged, options, None, share, weights).removed
     alive = analysis.coupling.alive(removed)
     model = cut(analysis.model, analysis.shapes, analysis.coupling, alive)[0]
     if options.repair_name == "none":

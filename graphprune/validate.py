@@ -192,18 +192,27 @@ def verify_normal(original: Model, analysis: Analysis, seed: int = 0) -> None:
 
     Raises ``VerificationError`` beyond the tolerance.
     """
-    normal = analysis.model
-    feeds = random_inputs(normal, analysis.shapes, seed)
+    _same(original, analysis.model, analysis, "the prepared model differs from the given one", seed)
+
+
+def verify_same(model: Model, reordered: Model, analysis: Analysis, seed: int = 0) -> None:
+    """Channels in another order must compute what they did before. Raises ``VerificationError``."""
+    _same(model, reordered, analysis, "the model in another order differs", seed)
+
+
+def _same(before: Model, after: Model, analysis: Analysis, what: str, seed: int) -> None:
+    feeds = random_inputs(after, analysis.shapes, seed)
 
     def difference(open_model: Open) -> float:
-        return relative_error(open_model(original)(feeds), open_model(normal)(feeds))
+        ends = [fitted(model, feeds) for model in (before, after)]
+        return relative_error(open_model(before)(ends[0]), open_model(after)(ends[1]))
 
     error = difference(opened)
-    if not error <= tolerance(analysis) and rounds(normal):
+    if not error <= tolerance(analysis) and rounds(after):
         error = _without_rounding(difference, error)
     if not error <= tolerance(analysis):
         raise VerificationError(
-            f"the prepared model differs from the given one by {error:.2e}",
+            f"{what} by {error:.2e}",
             hint="Nothing was written. This is a defect of graphprune: please report the model.",
         )
 

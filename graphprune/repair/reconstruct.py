@@ -25,6 +25,7 @@ from graphprune.linear import (
 from graphprune.model import Array, Model, captured, label
 from graphprune.oracle import sliced
 from graphprune.repair.damage import Damage, Repaired
+from graphprune.selectors import is_selector
 from graphprune.shapes import Shape
 from graphprune.statistics import Sums, chunk_rows, rows_wanted
 from graphprune.unfold import inputs_at, positions
@@ -111,6 +112,8 @@ def dirty_tensors(original: Model, pruned: Model) -> set[str]:
     }
     changed.update(ends.name for ends in reshaped(original, pruned) if ends.side == "input")
     for node in pruned.nodes:
+        if is_selector(node) and node.input[1] not in original.initializers:  # reads fewer
+            changed.add(node.output[0])
         if changed.intersection(node.input) or changed & captured(node):
             changed.update(name for name in node.output if name)
     return changed

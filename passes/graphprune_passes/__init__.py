@@ -13,8 +13,10 @@ from graphprune_passes.open_bodies import OpenBodies
 from graphprune_passes.open_reads import OpenReads
 from graphprune_passes.part_norms import PartNorms
 from graphprune_passes.remove_channels import RemoveChannels
+from graphprune_passes.reorder_channels import ReorderChannels
 from graphprune_passes.separate_fills import SeparateFills
 from graphprune_passes.separate_vectors import SeparateVectors
+from graphprune_passes.settle_reads import SettleReads
 from graphprune_passes.share_vectors import ShareVectors
 
 plugin = Plugin(
@@ -30,6 +32,8 @@ plugin = Plugin(
         AlignGroups,
         OpenReads,
         RemoveChannels,
+        ReorderChannels,
+        SettleReads,
         ShareVectors,
         PartNorms,
         FoldBatchNorm,

@@ -1,0 +1,268 @@
+"""UPSCALE (arXiv 2307.08771): each reader of a shared tensor keeps its own channels, where that
+gives up less than one set for all readers.
+
+A plan takes some channels from all readers together, their source included, and others from single
+readers. How much goes which way is tried: ``SHARES`` of the way from the constrained plan's joint
+removals to none. Every plan keeps to the same budget; under a budget on latency that is held by
+measuring. They are cut, repaired on most of the calibration inputs, and compared by their outputs
+on the rest. What is not clearly nearer to the original than the constrained plan is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from graphprune.analysis import Analysis
+from graphprune.budget import Start
+from graphprune.coupling import Mask
+from graphprune.cut import cut
+from graphprune.errors import TargetError, UsageError
+from graphprune.model import Model
+from graphprune.options import Options
+from graphprune.pace import NEAR_ENOUGH, WITHIN, Paced
+from graphprune.pipeline import PassResult, Pipeline
+from graphprune.planning import Judged, decide, judge, slow_fusions
+from graphprune.prepared import Prepared
+from graphprune.repair.damage import silent
+from graphprune.runtime import random_inputs
+from graphprune.search import candidate, held_out
+from graphprune.study import Progress, Study
+
+SHARES = (0.0, 0.4, 1.0)  # of what the constrained plan leaves in shared channels: given back
+CLEARLY = 0.97  # of the constrained plan's error that an unconstrained one may have at most
+BISECTIONS = 7  # plans measured for one share under a budget on latency
+BUDGETS = {"macs": "flops", "params": "params", "bytes": "size", "memory": "peak_memory"}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What to go on with: the study and judgement of the model with selectors, or those given."""
+
+    studied: Study
+    judged: Judged
+    share: float | None
+    found: Paced | None
+    widened: bool
+
+
+def widened(studied: Study) -> tuple[Study, PassResult]:
+    """The study of the same model with selectors in it, and what that changed."""
+    prepared = studied.prepared
+    done = prepared.registry.passes["open_reads"]().run(prepared.analysis.model, prepared.context)
+    if not done.changes:
+        return studied, done
+    opened = replace(
+        prepared,
+        analysis=prepared.context.analysis(done.model),
+        unconstrained=True,
+    )
+    return replace(studied, prepared=opened, original=opened.folded(done.model)), done
+
+
+def removed_by_readers(analysis: Analysis, kept: Mapping[tuple[str, int], Mask]) -> Mask:
+    """Units that leave where each reader keeps channels of its own: ``kept`` maps a parameter's
+    axis (its name and index) to a bool for each position. A source goes with all its readers.
+
+    Raises ``UsageError`` where a position that may not leave is not kept, or nothing stays.
+    """
+    coupling = analysis.coupling
+    tensors = coupling.relations.slots.tensors
+    removed = analysis.nothing_removed
+    for (name, index), mask in kept.items():
+        slots = tensors[name][index].slots
+        if len(mask) != len(slots):
+            raise UsageError(f"{len(mask)} numbers for {len(slots)} channels", f"{name}:{index}")
+        units = coupling.unit_of(slots[~np.asarray(mask, dtype=bool)])
+        if (units < 0).any():
+            pin = coupling.pin_of(int(slots[~mask][units < 0][0]))
+            raise UsageError(
+                f"{int((units < 0).sum())} channels that are not kept must stay",
+                f"{name}:{index}",
+                pin.reason if pin else "",
+            )
+        removed[units] = True
+    removed = coupling.closed(removed)
+    alive = coupling.alive(removed)
+    for axis in coupling.relations.slots.axes:
+        if len(axis) and not alive[axis.slots].any():
+            raise UsageError("nothing is kept", str(axis))
+    return removed
+
+
+def chosen(
+    studied: Study,
+    judged: Judged,
+    options: Options,
+    share: float | None,
+    found: Paced | None,
+    progress: Progress = silent,
+) -> Chosen:
+    """The better of the constrained plan and the unconstrained ones; a note says which and why."""
+    constrained = Chosen(studied, judged, share, found, False)
+    wide, done = widened(studied)
+    if not done.changes:
+        reasons = sorted({entry.reason for entry in done.skipped})
+        because = f" ({'; '.join(reasons)})" if reasons else ""
+        return _refused(constrained, f"no channels have several readers that can differ{because}")
+    if found is not None and (studied.prepared.latency is None or found.decision is None):
+        return _refused(constrained, "nothing here measures latencies")
+    fit, error_of = held_out(studied)
+    wide_fit = replace(wide, inputs=fit.inputs)
+    wide_judged = judge(wide, options)
+    margins = found.margins if found is not None else {}
+    base = found.decision if found is not None else None
+    base = base or decide(studied.prepared, judged, options, margins, share)
+    usual = error_of(candidate(fit, base.removed, options))
+    best, least = constrained, usual
+    for number, given in enumerate(SHARES):
+        progress(number / len(SHARES))
+        joint = _joint(studied.prepared, judged, options, share, found, given)
+        begin = _start(studied.prepared.analysis, wide.prepared.analysis, joint)
+        one = Chosen(wide, replace(wide_judged, begin=begin), share, found, True)
+        try:
+            one, removed = _within(one, options)
+        except TargetError:  # the readers alone cannot give so much
+            continue
+        if not _selects(wide.prepared.analysis, removed):
+            continue
+        error = error_of(candidate(wide_fit, removed, options))
+        if error < least:
+            best, least = one, error
+    compared = f"error of the outputs {least:.4f} against {usual:.4f}"
+    if not best.widened or least > CLEARLY * usual:
+        why = f"{compared} at the same budget" if best.widened else "no plan is nearer at all"
+        return _refused(constrained, f"{why} with one set for all readers of a tensor")
+    note = f"unconstrained: {compared} with one set for all readers of a tensor"
+    return replace(best, studied=_noted(best.studied, note))
+
+
+def _refused(constrained: Chosen, why: str) -> Chosen:
+    return replace(
+        constrained, studied=_noted(constrained.studied, f"--unconstrained refused: {why}")
+    )
+
+
+def _noted(studied: Study, note: str) -> Study:
+    return replace(studied, notes=(*studied.notes, note))
+
+
+def _joint(
+    prepared: Prepared,
+    judged: Judged,
+    options: Options,
+    share: float | None,
+    found: Paced | None,
+    given: float,
+) -> Mask:
+    """Units that the constrained plan removes once it gives back that share."""
+    analysis = prepared.analysis
+    if given == 1:
+        return analysis.nothing_removed
+    if found is not None:
+        assert found.decision is not None
+        macs = analysis.cost.of(found.decision.removed).macs
+        share = macs / analysis.cost.of(analysis.nothing_removed).macs
+    if share is not None:
+        return decide(prepared, judged, options, None, share + (1 - share) * given).removed
+    looser: dict[str, Any] = {
+        BUDGETS[kind]: budget + (1 - budget) * given
+        for kind, budget in options.budgets().items()
+        if kind in BUDGETS
+    }
+    return decide(prepared, judged, replace(options, **looser)).removed
+
+
+def _start(before: Analysis, after: Analysis, removed: Mask) -> Start:
+    """What a plan without selectors takes from shared channels, as the beginning of one with them:
+    the sources lose nothing else but what nobody reads."""
+    coupling = after.coupling
+    alive = before.coupling.alive(removed)
+    sources = np.zeros(coupling.n_units + 1, dtype=bool)
+    found = coupling.unit_of_component[coupling.follow.source]
+    sources[found] = True
+    sources[-1] = False
+    old = before.relations.slots.tensors
+    gone = after.nothing_removed
+    whole = set()
+    for group in coupling.groups:
+        if not sources[group.units].any():
+            continue
+        whole.add(group.index)
+        name, index = group.signature[0]
+        slots = after.relations.slots.tensors[name][index].slots
+        units = coupling.unit_of(slots)
+        mine = (units >= 0) & ~alive[old[name][index].slots] & np.isin(units, group.units)
+        gone[units[mine]] = True
+    return Start(coupling.closed(gone), frozenset(whole))
+
+
+def _selects(analysis: Analysis, removed: Mask) -> bool:
+    """Whether any reader does without a channel that its source keeps."""
+    relations, alive = analysis.relations, analysis.coupling.alive(removed)
+    return any((alive[r.source] & ~alive[r.read]).any() for r in relations.reads)
+
+
+def _within(one: Chosen, options: Options) -> tuple[Chosen, Mask]:
+    """The plan within the budget; under a budget on latency the one that measures so."""
+    prepared = one.studied.prepared
+    if one.found is None:
+        removed = decide(prepared, one.judged, options, None, one.share).removed
+        return one, removed
+    measured = _measured(prepared, options)
+    assert options.latency is not None
+    low, high = 0.0, 1.0
+    best: tuple[float, Mask, float] | None = None
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        try:
+            removed = decide(prepared, one.judged, options, None, middle).removed
+        except TargetError:
+            low = middle
+            continue
+        ratio = measured(removed)
+        if ratio <= options.latency * (1 + NEAR_ENOUGH):
+            low, best = middle, (middle, removed, ratio)
+        else:
+            high = middle
+        if abs(ratio / options.latency - 1) <= NEAR_ENOUGH:
+            break
+    if best is None or best[2] < options.latency * (1 - WITHIN):
+        raise TargetError("no plan with selectors takes just that time")
+    share, removed, ratio = best
+    paced = Paced({}, None, ratio, f"latency measured {ratio:.3f} of the original's")
+    return replace(one, share=share, found=paced), removed
+
+
+def _measured(prepared: Prepared, options: Options) -> Callable[[Mask], float]:
+    """Latency of a plan over the original's."""
+    latency = prepared.latency
+    assert latency is not None
+    device = latency.device
+    assert device is not None
+    feeds = random_inputs(prepared.original, prepared.analysis.shapes, options.scoring.seed)
+    apart = prepared.apart(slow_fusions(latency.target, options))
+
+    def ratio(removed: Mask) -> float:
+        small = settled(prepared, _cut(prepared, removed))
+        small = Pipeline(apart).run(small, prepared.context).model.closed
+        return device.pair(prepared.original, small, feeds)[1]
+
+    return ratio
+
+
+def _cut(prepared: Prepared, removed: Mask) -> Model:
+    """The model without ``removed``, its selectors as they are."""
+    analysis = prepared.analysis
+    alive = analysis.coupling.alive(removed)
+    return cut(analysis.model, analysis.shapes, analysis.coupling, alive)[0]
+
+
+def settled(prepared: Prepared, model: Model) -> Model:
+    """``model`` with its channels in an order that makes ranges, and selectors as plain nodes."""
+    passes = prepared.registry.passes
+    steps = (passes["reorder_channels"](), passes["settle_reads"]())
+    return Pipeline(steps).run(model, prepared.context).model
