@@ -55,6 +55,7 @@ def _check(given: Mapping[str, Any]) -> None:
         numbers += [size for sizes in shapes.values() for size in sizes]
     sound = sound and all(isinstance(names, list | tuple) for names in lists)
     sound = sound and all(isinstance(name, str) for names in lists for name in names)
+    sound = sound and isinstance(given.get("unconstrained", False), bool)
     if not sound or not all(type(n) is int and n >= 0 for n in numbers):
         raise UsageError("the plan's options are malformed", hint="Make a new plan.")
 

@@ -1,0 +1,227 @@
+"""--unconstrained: channels in another order, selectors as plain nodes, plans compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from graphs import Builder, random_cnn
+from test_reads import NETWORKS, in_float64, opened, projections, residual, some
+
+from graphprune import api
+from graphprune.analysis import Analysis
+from graphprune.cut import cut
+from graphprune.errors import UsageError
+from graphprune.model import Model
+from graphprune.oracle import law_error
+from graphprune.ordering import ordered, ranges
+from graphprune.pipeline import Context, Pipeline
+from graphprune.plan import read_plan
+from graphprune.runtime import random_inputs
+from graphprune.selectors import is_selector
+from graphprune.shapes import infer
+from graphprune.storage import load
+from graphprune.unconstrained import removed_by_readers
+from graphprune_passes.reorder_channels import ReorderChannels
+from graphprune_passes.settle_reads import SettleReads
+
+QUICK = {"fast": True, "repair": "none", "measure": False, "round_to": 1, "min_channels": 1}
+
+
+def masks(size: int, *sets: set[int]) -> list[np.ndarray[Any, Any]]:
+    return [np.isin(np.arange(size), sorted(s)) for s in sets]
+
+
+def settled(analysis: Analysis, removed: np.ndarray[Any, Any]) -> Model:
+    alive = analysis.coupling.alive(removed)
+    small = cut(analysis.model, analysis.shapes, analysis.coupling, alive)[0]
+    return Pipeline((ReorderChannels(), SettleReads())).run(small, Context()).model
+
+
+def by_reader(analysis: Analysis, kept: list[list[int]]) -> np.ndarray[Any, Any]:
+    """Units that leave where each selector gives just these positions."""
+    coupling, slots = analysis.coupling, analysis.relations.slots.tensors
+    removed = analysis.nothing_removed
+    readers = [n for n in analysis.model.nodes if is_selector(n)]
+    for node, wanted in zip(readers, kept, strict=True):
+        units = coupling.unit_of(slots[node.output[0]][1].slots)
+        removed[np.delete(units, wanted)] = True
+    return coupling.closed(removed)
+
+
+def test_a_chain_of_sets_becomes_ranges() -> None:
+    sets = masks(10, {0, 5, 7}, {5, 7, 3, 9}, {9, 3, 1})
+    order = ordered(10, sets)
+    assert sorted(order.tolist()) == list(range(10))
+    assert ranges(order, sets) == 3
+    assert ranges(np.arange(10), sets) == 0
+
+
+def test_sets_inside_sets_are_ranges_inside_them() -> None:
+    sets = masks(9, {8, 0, 4, 2}, {0, 2}, {5, 7}, {8})
+    assert ranges(ordered(9, sets), sets) == 4
+
+
+def test_many_overlapping_sets_take_bounded_steps() -> None:
+    rng = np.random.default_rng(0)
+    sets = [rng.random(512) < 0.5 for _ in range(64)]  # exponentially many paths
+    assert sorted(ordered(512, sets).tolist()) == list(range(512))
+
+
+def test_an_empty_list_of_sets_moves_nothing() -> None:
+    assert ordered(4, []).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, *range(8)])
+def test_another_order_changes_no_output(name: str | int) -> None:
+    source = NETWORKS[name]() if isinstance(name, str) else random_cnn(name)
+    model = load(source)
+    rng = np.random.default_rng(3)
+    analysis = Context().analysis(model)
+    axes = [axis for axis in analysis.coupling.parameters if axis.tensor in model.initializers]
+    kept = {
+        f"{a.tensor}:{a.index}": [np.flatnonzero(rng.random(len(a)) < 0.5).tolist()] for a in axes
+    }
+    result = ReorderChannels(kept).run(model, Context())
+    assert [n.op_type for n in result.model.nodes] == [n.op_type for n in model.nodes]
+    feeds = random_inputs(model, infer(model))
+    for before, after in zip(
+        in_float64(model)(feeds), in_float64(result.model)(feeds), strict=True
+    ):
+        assert np.abs(before - after).max() <= 1e-12 * max(1.0, np.abs(before).max())
+    if isinstance(name, str):
+        assert result.changes
+
+
+def test_an_order_that_the_interface_knows_stays() -> None:
+    analysis = opened(projections())
+    small = cut(analysis.model, analysis.shapes, analysis.coupling,
+                analysis.coupling.alive(some(analysis, 0)))[0]  # fmt: skip
+    result = ReorderChannels().run(small, Context())
+    assert any("something knows the order" in entry.reason for entry in result.skipped)
+
+
+def test_selectors_become_what_they_must_be() -> None:
+    analysis = opened(residual())
+    removed = by_reader(analysis, [list(range(8)), [2, 3, 4], [2, 3, 4]])
+    model = settled(analysis, removed)
+    assert [n.op_type for n in model.nodes].count("Slice") == 2  # the first needs none
+    assert not any(n.op_type == "Gather" for n in model.nodes)
+    assert len(model.nodes) == len(load(residual()).nodes) + 2
+
+
+def test_equal_selectors_of_one_tensor_are_one() -> None:
+    analysis = opened(projections())
+    coupling, slots = analysis.coupling, analysis.relations.slots.tensors
+    removed = analysis.nothing_removed
+    readers = [n for n in analysis.model.nodes if is_selector(n)]
+    for node, gone in zip(readers, ([3, 7], [3, 7], [0, 1]), strict=True):
+        removed[coupling.unit_of(slots[node.output[0]][2].slots)[gone]] = True
+    kinds = [n.op_type for n in settled(analysis, removed).nodes]
+    assert kinds.count("Gather") == 1
+    assert kinds.count("Slice") == 1
+
+
+def test_an_order_makes_slices_of_gathers() -> None:
+    analysis = opened(residual())
+    model = settled(analysis, by_reader(analysis, [[0, 3, 6], [3, 6, 1, 5], [1, 5, 7]]))
+    assert [n.op_type for n in model.nodes].count("Slice") == 3
+    assert not any(n.op_type == "Gather" for n in model.nodes)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_settled_models_equal_the_masked_one_in_float64(name: str) -> None:
+    analysis = opened(NETWORKS[name]())
+    feeds = random_inputs(analysis.model, analysis.shapes)
+    for seed in range(3):
+        removed = some(analysis, seed)
+        model = settled(analysis, removed)
+        assert not any(is_selector(node) for node in model.nodes)
+        alive = analysis.coupling.alive(removed)
+        parts = analysis.model, model, analysis.shapes, analysis.coupling, alive, feeds
+        assert law_error(*parts, open_model=in_float64) <= 1e-12
+
+
+def test_kept_sets_by_reader() -> None:
+    analysis = opened(residual())
+    weights = [n.input[1] for n in analysis.model.nodes if n.op_type == "Conv"]
+    mask = np.ones(8, dtype=bool)
+    mask[[1, 4]] = False
+    removed = removed_by_readers(analysis, {(weights[1], 1): mask})
+    alive = analysis.coupling.alive(removed)
+    slots = analysis.relations.slots.tensors
+    assert (alive[slots[weights[1]][1].slots] == mask).all()
+    assert alive[slots[weights[0]][0].slots].all()
+    assert alive[slots[weights[3]][1].slots].all()
+    with pytest.raises(UsageError, match="nothing is kept"):
+        removed_by_readers(analysis, {(weights[1], 1): np.zeros(8, dtype=bool)})
+    with pytest.raises(UsageError, match="must stay"):
+        removed_by_readers(analysis, {(weights[0], 1): np.array([True, False, True])})
+    with pytest.raises(UsageError, match="5 numbers for 8 channels"):
+        removed_by_readers(analysis, {(weights[1], 1): np.ones(5, dtype=bool)})
+
+
+def uneven() -> onnx.ModelProto:
+    """A stream of 16 channels of which two readers need one half each, and the head all."""
+    b = Builder(9)
+    x = b.conv("x", 3, 16)
+    for half in (slice(0, 8), slice(8, 16)):
+        weight = b.rng.standard_normal((32, 16, 3, 3)) / 12
+        weight[:, half] *= 1e-3
+        inner = b.add("Conv", b.add("Relu", x), b.constant(np.float32(weight)), pads=[1] * 4)
+        inner = b.add("Relu", inner)
+        x = b.add("Add", x, b.conv(inner, 32, 16))
+    y = b.add("MatMul", b.add("Flatten", b.add("GlobalAveragePool", x)), b.weight(16, 5))
+    return b.model({"x": [1, 3, 8, 8]}, {y: [1, 5]})
+
+
+def test_readers_that_need_other_halves_keep_them() -> None:
+    result = api.prune(uneven(), flops=0.7, unconstrained=True, **QUICK)
+    usual = api.prune(uneven(), flops=0.7, **QUICK)
+    assert any(note.startswith("unconstrained: ") for note in result.notes)
+    assert result.verdict.passed
+    assert result.after.macs <= 0.7 * result.before.macs
+    assert any(n.op_type in ("Slice", "Gather") for n in result.model.graph.node)
+    assert len(result.model.graph.node) <= len(usual.model.graph.node) + 3
+    assert result.plan.options["unconstrained"] is True
+
+
+def test_where_nothing_is_shared_that_is_said(chain: onnx.ModelProto) -> None:
+    result = api.prune(chain, flops=0.7, unconstrained=True, **QUICK)
+    said = [note for note in result.notes if "--unconstrained refused" in note]
+    assert "no channels have several readers" in said[0]
+    assert result.plan.options["unconstrained"] is False
+    assert result.model == api.prune(chain, flops=0.7, **QUICK).model
+
+
+def test_a_plan_makes_the_same_model_again(run: Callable[..., Any], tmp_path: Path) -> None:
+    source, plan = tmp_path / "m.onnx", tmp_path / "plan.json"
+    first, again = tmp_path / "first.onnx", tmp_path / "again.onnx"
+    onnx.save(uneven(), source)
+    options = "--fast --repair none --target-flops 0.7 --round-to 1 --no-measure --unconstrained"
+    ran = run(source, *options.split(), "-o", first, "--plan-out", plan)
+    assert ran.code == 0, ran.err
+    assert "unconstrained: " in ran.out
+    assert json.loads(plan.read_text())["options"]["unconstrained"] is True
+    assert read_plan(plan).options["unconstrained"] is True
+    assert run("apply", source, plan, "-o", again, "--no-measure").code == 0
+    assert again.read_bytes() == first.read_bytes()
+
+
+def test_a_plan_with_another_word_for_it_is_refused(run: Callable[..., Any], small: Path) -> None:
+    from test_plan import seal
+
+    plan = small.with_name("plan.json")
+    quick = "--fast --repair none --target-flops 0.6 --no-measure --quiet"
+    assert run(small, *quick.split(), "--plan-out", plan, "-o", small.with_name("o.onnx")).code == 0
+    document = json.loads(plan.read_text())
+    document["options"]["unconstrained"] = "yes"
+    plan.write_text(json.dumps(seal(document)))
+    ran = run("apply", small, plan, "-o", small.with_name("again.onnx"))
+    assert ran.code == 2
+    assert "malformed" in ran.err
