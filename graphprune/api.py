@@ -36,7 +36,7 @@ from graphprune.storage import load, source_bytes
 from graphprune.study import Study, study
 from graphprune.summing import sum_up
 from graphprune.targets import choose
-from graphprune.unconstrained import chosen, widened
+from graphprune.unconstrained import chosen, opened, widened
 from graphprune.validate import scorer_of
 
 __all__ = ["analyse", "apply", "plan", "prepare", "prune", "prune_each", "registry"]
@@ -150,6 +150,8 @@ def _studied(
             )
         prepared = clock("time", lambda _: timed(prepared, options))
         options = in_milliseconds(prepared, options)
+    if options.unconstrained and options.masks is not None:  # each reader has its own
+        prepared = clock("analyse", lambda _: opened(prepared)[0])
     if options.eval_data is not None:
         scorer_of(options.eval_data, original)  # a wrong file is said now, not after minutes
     needed = options.needs_inputs(prepared.registry)

@@ -107,7 +107,7 @@ def decide(
     outside = judged.outside
     if outside is not None and outside.removed is not None:
         target = choose(prepared.registry.targets, options.hardware)
-        return Decision(outside.removed, target, outside.notes)
+        return Decision(analysis.coupling.closed(outside.removed), target, outside.notes)
     budgets = options.budgets() if share is None else {"macs": share}
     limits = dict(budgets)
     before = analysis.cost.of(analysis.nothing_removed)

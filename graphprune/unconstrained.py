@@ -49,18 +49,20 @@ class Chosen:
     widened: bool
 
 
-def widened(studied: Study) -> tuple[Study, PassResult]:
-    """The study of the same model with selectors in it, and what that changed."""
-    prepared = studied.prepared
+def opened(prepared: Prepared) -> tuple[Prepared, PassResult]:
+    """The same model with selectors in it, and what that changed."""
     done = prepared.registry.passes["open_reads"]().run(prepared.analysis.model, prepared.context)
     if not done.changes:
-        return studied, done
-    opened = replace(
-        prepared,
-        analysis=prepared.context.analysis(done.model),
-        unconstrained=True,
-    )
-    return replace(studied, prepared=opened, original=opened.folded(done.model)), done
+        return prepared, done
+    analysis = prepared.context.analysis(done.model)
+    return replace(prepared, analysis=analysis, unconstrained=True), done
+
+
+def widened(studied: Study) -> tuple[Study, PassResult]:
+    """The study of the same model with selectors in it, and what that changed."""
+    prepared, done = opened(studied.prepared)
+    original = prepared.folded(prepared.analysis.model)
+    return replace(studied, prepared=prepared, original=original), done
 
 
 def removed_by_readers(analysis: Analysis, kept: Mapping[tuple[str, int], Mask]) -> Mask:
@@ -103,6 +105,8 @@ def chosen(
 ) -> Chosen:
     """The better of the constrained plan and the unconstrained ones; a note says which and why."""
     constrained = Chosen(studied, judged, share, found, False)
+    if studied.prepared.unconstrained:  # masks have decided for each reader
+        return constrained
     wide, done = widened(studied)
     if not done.changes:
         reasons = sorted({entry.reason for entry in done.skipped})

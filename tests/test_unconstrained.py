@@ -225,3 +225,25 @@ def test_a_plan_with_another_word_for_it_is_refused(run: Callable[..., Any], sma
     ran = run("apply", small, plan, "-o", small.with_name("again.onnx"))
     assert ran.code == 2
     assert "malformed" in ran.err
+
+
+def test_masks_that_disagree_serve_each_reader(run: Callable[..., Any], tmp_path: Path) -> None:
+    source, masks, out = tmp_path / "m.onnx", tmp_path / "masks.npz", tmp_path / "out.onnx"
+    onnx.save(residual(), source)
+    weights = [n.input[1] for n in load(residual()).nodes if n.op_type == "Conv"]
+    kept = {weights[1]: [0, 1, 2], weights[3]: [2, 3, 5, 6]}
+    arrays = {}
+    for name, positions in kept.items():
+        arrays[name] = np.zeros((6, 8, 3, 3), np.int64)
+        arrays[name][:, positions] = 1
+    np.savez(masks, **arrays)
+    assert run(source, "--masks", masks, "-o", out, "--repair", "none").code == 2
+    options = ["--repair", "none", "--no-measure", "--unconstrained"]
+    ran = run(source, "--masks", masks, "-o", out, *options, "--plan-out", tmp_path / "p.json")
+    assert ran.code == 0, ran.err
+    made = {t.name: tuple(t.dims) for t in onnx.load(out).graph.initializer}
+    assert made[weights[1]] == (6, 3, 3, 3)
+    assert made[weights[3]] == (6, 4, 3, 3)
+    again = tmp_path / "again.onnx"
+    assert run("apply", source, tmp_path / "p.json", "-o", again, "--no-measure").code == 0
+    assert again.read_bytes() == out.read_bytes()
