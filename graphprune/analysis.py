@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from graphprune.blocks import Block, find_blocks, names_in, state_blocks
 from graphprune.cost import CostModel, cost_model
 from graphprune.coupling import UNITS, USUAL_UNITS, Coupling, Mask, couple
 from graphprune.errors import UsageError
@@ -45,6 +46,7 @@ class Analysis:
     shapes: Shapes
     coupling: Coupling
     cost: CostModel
+    blocks: tuple[Block, ...] = ()  # residual blocks, where they are among the units
 
     @property
     def relations(self) -> Relations:
@@ -53,6 +55,17 @@ class Analysis:
     @property
     def nothing_removed(self) -> Mask:
         return np.zeros(self.coupling.n_units, dtype=bool)
+
+    def idle(self, removed: Mask) -> Mask:
+        """Units that only blocks among ``removed`` are made of: what else leaves says nothing."""
+        units = self.coupling.blocks
+        pairs = zip(self.relations.branches, units.tolist(), strict=True)
+        gone = {node for branch, u in pairs if u >= 0 and removed[u] for node in branch.nodes}
+        found = self.nothing_removed
+        for group in self.coupling.groups if gone else ():
+            readers = {i for name, _ in group.signature for i, _ in self.model.consumers[name]}
+            found[group.units] = readers <= gone
+        return found
 
 
 @dataclass(frozen=True)
@@ -83,17 +96,19 @@ def analyse(model: Model, scope: Scope | None = None, rules: Rules = BUILTIN) ->
     _check_units(scope.units)
     shapes = infer(model, scope.input_shapes)
     relations = relate(model, shapes, rules)
+    blocks = find_blocks(model, shapes, relations) if "blocks" in scope.units else ()
+    state_blocks(blocks, relations)
     coupling = couple(
         model,
         shapes,
         relations,
-        held=_protected(model, scope.protect, relations),
-        allowed=_allowed(model, scope.only, relations),
+        held=_protected(model, scope.protect, relations, blocks),
+        allowed=_allowed(model, scope.only, relations, blocks),
         units=scope.units,
         interface=scope.interface,
         inexact=scope.inexact,
     )
-    return Analysis(model, shapes, coupling, cost_model(model, shapes, coupling))
+    return Analysis(model, shapes, coupling, cost_model(model, shapes, coupling), blocks)
 
 
 def _check_units(units: Sequence[str]) -> None:
@@ -103,18 +118,30 @@ def _check_units(units: Sequence[str]) -> None:
         raise UsageError(f"--units: {named}", hint=f"Some of: {', '.join(UNITS)}.")
 
 
-def _protected(model: Model, patterns: Sequence[str], relations: Relations) -> list[Pin]:
-    """Pins on every tensor that matches, and on all that a matching node reads or writes."""
+def _protected(
+    model: Model, patterns: Sequence[str], relations: Relations, blocks: Sequence[Block]
+) -> list[Pin]:
+    """Pins on every tensor that matches, on all that a matching node reads or writes, and on every
+    block with such a node or tensor in it."""
     nodes, tensors = _matching(model, patterns, "--protect")
     names = tensors | {name for node in nodes for name in (*node.input, *node.output)}
     found = [
         relations.slots.tensors[name] for name in sorted(names & relations.slots.tensors.keys())
     ]
-    return [Pin(axis.slots, "--protect", -1) for tensor in found for axis in tensor]
+    pins = [Pin(axis.slots, "--protect", -1) for tensor in found for axis in tensor]
+    named = tensors | {label(node) for node in nodes}
+    return pins + [
+        Pin(branch.slots, "--protect", -1)
+        for branch, block in zip(relations.branches, blocks, strict=True)
+        if named & names_in(block, model)
+    ]
 
 
-def _allowed(model: Model, patterns: Sequence[str], relations: Relations) -> list[SlotArray] | None:
-    """Slots that --only names: what matching nodes write, and matching tensors; a weight's rows."""
+def _allowed(
+    model: Model, patterns: Sequence[str], relations: Relations, blocks: Sequence[Block]
+) -> list[SlotArray] | None:
+    """Slots that --only names: what matching nodes write, and matching tensors; a weight's rows.
+    A block is named where all its nodes with multiply-accumulates are."""
     if not patterns:
         return None
     nodes, tensors = _matching(model, patterns, "--only")
@@ -126,6 +153,13 @@ def _allowed(model: Model, patterns: Sequence[str], relations: Relations) -> lis
         if role in (Role.PRODUCER, Role.SCALE)
         for name in tensors & model.constant_names & relations.slots.tensors.keys()
         if any(axis.slots is slots for axis in relations.slots.tensors[name])
+    ]
+    working = {macs.node for macs in relations.macs}
+    written = {i for i, node in enumerate(model.nodes) if names.intersection(node.output)}
+    rows += [
+        branch.slots
+        for branch, block in zip(relations.branches, blocks, strict=True)
+        if working.intersection(block.nodes) <= written
     ]
     known = names & relations.slots.tensors.keys()
     return rows + [a.slots for name in sorted(known) for a in relations.slots.tensors[name]]

@@ -18,6 +18,7 @@ from graphprune.layout import FREE, Blocks, blocks
 from graphprune.relations import Role
 from graphprune.targets import Target
 
+BLOCKS = -1  # in place of a group's index: residual blocks, which leave one after the other
 SLACK = 0.02  # a result further below its budget than this is said to be limited by the grid
 MOST_GIVEN_BACK = 256  # tries; each costs one evaluation of the whole cost model
 MOST_EXCHANGES = 256  # tries to come nearer a budget with another mix of counts
@@ -102,7 +103,7 @@ def allocate(
     Raises ``NothingPrunableError`` without units, ``TargetError`` where all steps are not enough.
     """
     coupling = analysis.coupling
-    if not coupling.groups and any(share < 1 for share in budgets.values()):
+    if not coupling.n_units and any(share < 1 for share in budgets.values()):
         raise NothingPrunableError(
             "nothing in this model can be pruned: every channel is pinned",
             hint="`graphprune inspect MODEL` lists what pins what.",
@@ -113,6 +114,7 @@ def allocate(
     grid = target if curves else replace(target, fewest_steps=1)
     while True:
         ladders = _ladders(analysis, scores, grid, stays, begin)
+        ladders += _ladder_of_blocks(coupling, scores, curves, begin)
         last = np.array([len(ladder.counts) - 1 for ladder in ladders], dtype=np.int64)
         least = _mask(ladders, last, coupling)
         reach = analysis.cost.of(least)
@@ -145,12 +147,14 @@ def allocate(
         distortions = (
             _distortions(ladders, curves, coupling.groups) if curves else _damages(ladders, scores)
         )
+        # Blocks cost unequally: nothing in between.
+        every = range(len(coupling.groups), len(ladders))
 
         def costs(levels: NDArray[np.int64]) -> Mapping[str, float]:
             return _evaluated(analysis, _mask(ladders, levels, coupling), budgets, tight)
 
         tight = _tight_steps(analysis, limits)
-        found = solve(distortions, costs, _step_by_step(limits, tight), start)
+        found = solve(distortions, costs, _step_by_step(limits, tight), start, every)
         start = found if fits(found) else start
         steps = _steps_by_damage(distortions, start)
         low = len(steps)
@@ -164,7 +168,8 @@ def allocate(
     if gap(levels) > SLACK:
         levels = _closer(levels, ladders, steps, fits, gap)
     removed = _mask(ladders, levels, coupling)
-    return Decision(removed, grid, (*notes, *_grid_notes(budgets, gap(levels), grid)))
+    needed = coupling.closed(removed & ~analysis.idle(removed))
+    return Decision(needed, grid, (*notes, *_grid_notes(budgets, gap(levels), grid)))
 
 
 def _tight_steps(analysis: Analysis, limits: Mapping[str, float]) -> NDArray[np.int64]:
@@ -274,6 +279,22 @@ def _ladder(
     return _Ladder(order, sorted({size, *counts}, reverse=True))
 
 
+def _ladder_of_blocks(
+    coupling: Coupling,
+    scores: Scores,
+    curves: Mapping[int, Scores] | None,
+    begin: Start | None,
+) -> list[_Ladder]:
+    """One for all residual blocks that may leave, if any: one by one, those with the lowest scores
+    first, and all of them may. None where there are curves, but not for blocks."""
+    units = coupling.blocks[coupling.blocks >= 0]
+    if not len(units) or (curves and BLOCKS not in curves):
+        return []
+    order = units[np.argsort(scores[units], kind="stable")]
+    ladder = _Ladder(order, list(range(len(units), -1, -1)))
+    return [ladder if begin is None else ladder.begun(begin, BLOCKS)]
+
+
 def _step_of(analysis: Analysis, group: Group, target: Target) -> tuple[int, int]:
     """How many units make a step on the grid, and how many channels a unit is."""
     coupling, model = analysis.coupling, analysis.model
@@ -366,12 +387,14 @@ def _distortions(
 ) -> list[Scores]:
     """Distortion at every level of every ladder. A group without a curve is taken to be as
     sensitive as the most sensitive one."""
-    worst = max(curves.values(), key=lambda curve: curve[-1])
+    of_groups = [curve for g, curve in curves.items() if g != BLOCKS] or [np.zeros(2)]
+    worst = max(of_groups, key=lambda curve: float(curve[-1]))
     shares = np.linspace(0, 1, len(worst))
     found = []
-    for ladder, group in zip(ladders, groups, strict=True):
-        size = len(group)
-        curve = curves.get(group.index)
+    names = [*(group.index for group in groups), BLOCKS]
+    for ladder, name in zip(ladders, names, strict=False):
+        size = len(ladder.order)
+        curve = curves.get(name)
         if curve is None:
             curve = np.interp(np.linspace(0, 1, size + 1), shares, worst)
         found.append(np.array([curve[size - count] for count in ladder.counts]))

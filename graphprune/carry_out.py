@@ -81,7 +81,8 @@ def carry_out(
 ) -> Made:
     prepared = studied.prepared
     passes = prepared.registry.passes
-    remove, share = passes["remove_channels"](plan), passes["share_vectors"]()
+    remove = passes["remove_channels"](plan)
+    finish = passes["remove_blocks"](), passes["share_vectors"]()
     steps = [remove, *prepared.apart(plan.options.get("slow_fusions", ()))]
     done = clock("cut", lambda _: _run(prepared, steps, prepared.analysis.model))
     proof = None
@@ -104,9 +105,9 @@ def carry_out(
         if options.verify:
             clock("verify", lambda _: verify_same(model, ordered.model, prepared.analysis))
         model, done = ordered.model, replace(done, changes=(*done.changes, *ordered.changes))
-    shared = _run(prepared, [share], model.opened)
-    changes = (*done.changes, *shared.changes)
-    return Made(plan, decision, shared.model.closed, changes, repairs, proof)
+    finished = _run(prepared, finish, model.opened)
+    changes = (*done.changes, *finished.changes)
+    return Made(plan, decision, finished.model.closed, changes, repairs, proof)
 
 
 def _verified(prepared: Prepared, result: Model, removed: Mask, options: Options) -> Proof:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from graphprune.control import regions
 from graphprune.coupling import FLOAT_TYPES, Coupling, Mask
 from graphprune.liveness import Buffers, buffers
 from graphprune.model import ELEMENT_BITS, Model, tensor_bytes
+from graphprune.relations import Branch
 from graphprune.shapes import Shapes
 from graphprune.slots import SlotArray
 
@@ -158,22 +159,25 @@ def cost_model(model: Model, shapes: Shapes, coupling: Coupling) -> CostModel:
                 coefficient *= len(slots)
         raw[kind].append((coefficient, places, owner))
 
+    there = _branches(model, coupling)
+
     slots = coupling.relations.slots.tensors
     turns = _turns(model, shapes)
     for macs in coupling.relations.macs:
-        enter("macs", turns[macs.node], macs.factors, macs.node)
+        enter("macs", turns[macs.node], (*macs.factors, *there.of_node(macs.node)), macs.node)
         node = model.nodes[macs.node]
         for name in (*node.input, *node.output):
             if name in slots and name not in model.constant_names:
-                enter("traffic", turns[macs.node], [axis.slots for axis in slots[name]], macs.node)
-    stored = 0
+                read = [axis.slots for axis in slots[name]]
+                enter("traffic", turns[macs.node], [*read, *there.of_node(macs.node)], macs.node)
+    stored_at = len(model.initializers)  # owners of bytes: weights, then nodes of branches
     for i, (name, tensor) in enumerate(model.initializers.items()):
         axes = [axis.slots for axis in slots[name]] if name in slots else []
         count = int(np.prod(tensor.dims, dtype=np.int64))
         size = tensor_bytes(tensor)
-        stored += size
         lengths = int(np.prod([len(a) for a in axes], dtype=np.int64)) if name in slots else 1
         scale = 1.0 if name in slots else float(count)
+        axes += there.of_weight(name)
         if tensor.data_type in WEIGHT_TYPES:
             enter("params", scale, axes, i)
         enter("bytes", size / max(lengths, 1), axes, i)
@@ -181,16 +185,53 @@ def cost_model(model: Model, shapes: Shapes, coupling: Coupling) -> CostModel:
         name = node.output[0] if node.output else ""
         generated = node.op_type == "ConstantOfShape" and name in model.constant_names
         if generated and name in slots and shapes.dtype[name] in FLOAT_TYPES:
-            enter("params", 1.0, [axis.slots for axis in slots[name]], i)
+            axes = [axis.slots for axis in slots[name]]
+            enter("params", 1.0, [*axes, *there.of_node(i)], i)
     pieces = buffers(model, shapes, coupling.relations)
     for i, (name, width_of_one) in enumerate(zip(pieces.tensor, pieces.element_bytes, strict=True)):
-        enter("memory", float(width_of_one), [axis.slots for axis in slots[name]], i)
+        axes = [axis.slots for axis in slots[name]]
+        held = there.of_buffer(name, int(pieces.last[i]))
+        enter("memory", float(width_of_one), [*axes, *held], i)
     overhead = float(model.closed.skeleton.ByteSize())
+    for i in sorted(there.nodes):
+        own = float(model.nodes[i].ByteSize())
+        enter("bytes", own, there.of_node(i), stored_at + i)
+        overhead -= own
     length = np.array([*(len(e) for e in extents), 1], dtype=np.float64)
     width = coupling.widths([*extents, np.empty(0, np.int64)])
     terms = {kind: _pack(entries, len(extents)) for kind, entries in raw.items()}
     fixed = dict.fromkeys(KINDS, 0.0) | {"bytes": overhead}
     return CostModel(length, width, terms, fixed, pieces)
+
+
+@dataclass(frozen=True)
+class _Branches:
+    """Which branches a node, a weight or an activation leaves with: a factor of 1 or 0 for each."""
+
+    model: Model
+    nodes: Mapping[int, list[Branch]]
+
+    def of_node(self, node: int) -> list[SlotArray]:
+        return [branch.slots for branch in self.nodes.get(node, ())]
+
+    def of_weight(self, name: str) -> list[SlotArray]:
+        """Branches that have all its readers."""
+        readers = [node for node, _ in self.model.consumers.get(name, ())]
+        found = self.nodes.get(readers[0], ()) if readers else ()
+        return [branch.slots for branch in found if branch.nodes.issuperset(readers)]
+
+    def of_buffer(self, name: str, last: int) -> list[SlotArray]:
+        """Branches in which it is written; of memory that the sum is written to, none."""
+        found = self.nodes.get(self.model.producer.get(name, -1), ())
+        return [branch.slots for branch in found if last <= branch.end + 1]
+
+
+def _branches(model: Model, coupling: Coupling) -> _Branches:
+    nodes: dict[int, list[Branch]] = {}
+    for branch in coupling.relations.branches:
+        for node in branch.nodes:
+            nodes.setdefault(node, []).append(branch)
+    return _Branches(model, nodes)
 
 
 def _turns(model: Model, shapes: Shapes) -> list[float]:

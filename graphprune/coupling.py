@@ -22,7 +22,7 @@ from graphprune.slots import Axis, SlotArray
 from graphprune.states import uncarried
 
 FLOAT_TYPES = {1, 10, 11, 16}  # float32, float16, float64, bfloat16
-UNITS = ("channels", "heads", "head-dims")  # what may leave; the user chooses among them
+UNITS = ("channels", "heads", "head-dims", "blocks")  # what may leave; the user chooses among them
 USUAL_UNITS = ("channels", "heads")
 Signature = tuple[tuple[str, int], ...]
 Mask = NDArray[np.bool_]
@@ -63,6 +63,7 @@ class Coupling:
     reason: dict[int, int]  # pinned component → index of the first pin that holds it
     pins: tuple[Pin, ...]
     follow: Follow  # components that leave because others do
+    blocks: NDArray[np.int64]  # units that are branches, in the order stated; -1 where one stays
 
     def unit_of(self, slots: SlotArray) -> NDArray[np.int64]:
         """Unit of each slot, -1 where it belongs to none."""
@@ -185,7 +186,8 @@ def couple(
     labels, pinned = _merge(ties + more_ties, pins, relations.total)
     chosen = [(allowed, "not in --only")] if allowed is not None else []
     if "channels" not in units:
-        chosen.append((heads.slots, "channels are not among the --units"))
+        others = (*heads.slots, *(branch.slots for branch in relations.branches))
+        chosen.append((others, "channels are not among the --units"))
     for inside, why in chosen:
         outside = np.ones(len(pinned), dtype=bool)
         outside[labels[np.concatenate([*inside, np.empty(0, np.int64)])]] = False
@@ -204,6 +206,7 @@ def couple(
     for slots, value in relations.roles:
         role[slots] = value
     unit_of_component, n_units, groups = _units(parameters, labels, pinned)
+    blocks, n_units = _blocks(relations, labels, pinned, unit_of_component, n_units)
     reason: dict[int, int] = {}
     for i, pin in enumerate(pins):
         for component in np.unique(labels[pin.slots]):
@@ -219,6 +222,7 @@ def couple(
         reason,
         tuple(pins),
         follow(relations, labels, pinned),
+        blocks,
     )
 
 
@@ -455,6 +459,23 @@ def _units(
         for i, key in enumerate(sorted(by_signature, key=lambda key: first[key]))
     )
     return unit_of_component, len(units), groups
+
+
+def _blocks(
+    relations: Relations,
+    labels: NDArray[np.int32],
+    pinned: Mask,
+    unit_of_component: NDArray[np.int64],
+    n_units: int,
+) -> tuple[NDArray[np.int64], int]:
+    """Number the branches that may leave after all other units: each is one by itself."""
+    found = np.full(len(relations.branches), -1, dtype=np.int64)
+    for i, branch in enumerate(relations.branches):
+        component = int(labels[branch.slots[0]])
+        if not pinned[component]:
+            found[i] = unit_of_component[component] = n_units
+            n_units += 1
+    return found, n_units
 
 
 def describe(model: Model, pin: Pin) -> str:

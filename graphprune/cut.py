@@ -11,6 +11,8 @@ import onnx
 from onnx import helper
 
 from graphprune import external
+from graphprune.bypass import PASS as BLOCKS
+from graphprune.bypass import without_terms
 from graphprune.coupling import Coupling, Mask
 from graphprune.interface import narrowed, reshaped
 from graphprune.model import Array, Model, label, set_initializer
@@ -107,8 +109,14 @@ def cut(
         for node in (*edit.before[i], edit.nodes[i], *edit.after[i])
     ]
     new = [set_initializer(name, value) for name, value in edit.constants.items()]
+    gone = {b.tensor for b in relations.branches if not alive[b.slots].all()}
+    order, sums = without_terms(order, gone)
     info = _value_info(model, coupling, alive)
     result = narrowed(model.with_graph(order, [*initializers, *new], info), _kept(edit, coupling))
+    if gone:  # nobody asks what happened to weights that are no longer there
+        left = {name for name in model.initializers if name not in result.initializers}
+        edit.changes[:] = [change for change in edit.changes if change.node not in left]
+    edit.changes += [Change(BLOCKS, name, "block", terms, "", "planned") for name, terms in sums]
     for ends in reshaped(model, result):
         sizes = str(list(ends.before)), str(list(ends.after))
         edit.changes.append(Change(PASS, ends.name, f"{ends.side} shape", *sizes, "planned"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,11 +35,13 @@ def solve(
     costs: Callable[[Levels], Mapping[str, float]],
     limits: Mapping[str, float],
     start: Levels,
+    every: Collection[int] = (),
 ) -> Levels:
     """Levels of least summed distortion whose costs stay within the limits, or near them.
 
     ``distortions[g][level]`` never falls with the level; ``costs`` evaluates all levels exactly;
-    ``start`` is a choice that fits. The best exact fit found is returned.
+    ``start`` is a choice that fits. The best exact fit found is returned. Costs of the groups in
+    ``every`` are evaluated at all of their levels.
     """
     current, best = start, start
     allowed = dict(limits)
@@ -49,7 +51,7 @@ def solve(
 
     for _ in range(ROUNDS):
         now = costs(current)
-        tables = _tables(distortions, costs, current, list(limits))
+        tables = _tables(distortions, costs, current, list(limits), every)
         room = {kind: allowed[kind] - now[kind] for kind in limits}
         found = _chosen(distortions, tables, room, current)
         if found is None:
@@ -71,12 +73,14 @@ def _tables(
     costs: Callable[[Levels], Mapping[str, float]],
     current: Levels,
     kinds: Sequence[str],
+    every: Collection[int],
 ) -> dict[str, list[Values]]:
     """Change of each cost for every level of every group, the others staying as they are."""
     base = costs(current)
     tables: dict[str, list[Values]] = {kind: [] for kind in kinds}
     for g, curve in enumerate(distortions):
-        probes = np.unique(np.linspace(0, len(curve) - 1, PROBES).round().astype(np.int64))
+        count = len(curve) if g in every else PROBES
+        probes = np.unique(np.linspace(0, len(curve) - 1, count).round().astype(np.int64))
         probes = np.union1d(probes, [current[g]])
         found = []
         for level in probes:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import TensorProto, helper
 
 from graphprune import external
 from graphprune.branches import forced
@@ -28,6 +28,8 @@ from graphprune.survivors import Survivors, shifted_nodes
 Open = Callable[[Model], Callable[[Feeds], list[Array]]]
 SHARES = {"Sigmoid", "HardSigmoid", "Softmax"}  # numbers of at most one
 SHARE = 1e-2  # least magnitude to compare them with: ONNX Runtime's are good to 1e-7 of one
+FILLS = 9  # opset from which ConstantOfShape is there,
+FILLED = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE}  # and what it makes
 # Operators that hand numbers of their first input on, or a mean or the largest of them.
 CARRIERS = {"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice"}
 CARRIERS |= {"Gather", "Split", "ReduceMean", "ReduceMax", "ReduceMin"}
@@ -54,6 +56,13 @@ def zeroed(
         masked, new = masks.apply(name, contraction, kept)
         node.input[contraction.input] = masked
         inserted.setdefault(contraction.node, []).extend(new)
+    for branch in coupling.relations.branches:
+        if not alive[branch.slots].all():
+            zeros = _zeros(model, shapes, branch.tensor)
+            reader = model.consumers[branch.tensor][0][0]
+            terms = nodes[reader].input
+            terms[:] = [zeros[-1].output[0] if n == branch.tensor else n for n in terms]
+            inserted.setdefault(reader, []).extend(zeros)
     survivors = Survivors(coupling.relations, alive)
     appended: dict[int, list[onnx.NodeProto]] = {}
     for i in shifted_nodes(coupling.relations, alive) if statistics else ():
@@ -66,6 +75,19 @@ def zeroed(
     ]
     made = (*masks.tensors.values(), *survivors.tensors.values())
     return model.with_graph(order, [*model.initializers.values(), *made])
+
+
+def _zeros(model: Model, shapes: Shapes, name: str) -> list[onnx.NodeProto]:
+    """Nodes that make zeros of a tensor's shape and type."""
+    result = f"{name}/graphprune_zero"
+    kind = shapes.dtype[name]
+    if model.opsets.get("", 1) < FILLS or kind not in FILLED:
+        return [helper.make_node("Sub", [name, name], [result], name=result)]
+    value = helper.make_tensor("value", kind, [1], [0])
+    return [
+        helper.make_node("Shape", [name], [f"{result}_shape"], name=f"{result}_shape"),
+        helper.make_node("ConstantOfShape", [f"{result}_shape"], [result], result, value=value),
+    ]
 
 
 def _lighter(model: Model, shapes: Shapes, contraction: Contraction) -> Contraction:

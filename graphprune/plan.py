@@ -6,7 +6,7 @@ import hashlib
 import json
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,22 @@ class PlannedGroup:
 
 
 @dataclass(frozen=True)
+class PlannedBlock:
+    """One residual block's decision: the tensor that its branch ends with, what it reads and what
+    sum it is part of, what it is, its score, and whether it leaves."""
+
+    name: str
+    entry: str
+    exit: str
+    kind: str
+    score: float
+    removed: bool
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}: {'leaves' if self.removed else 'stays'}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """What leaves one model. ``kept`` lists the surviving indices of every parameter axis."""
 
@@ -44,6 +60,7 @@ class Plan:
     options: Mapping[str, Any]
     groups: tuple[PlannedGroup, ...]
     kept: Mapping[str, Mapping[str, list[int]]]
+    blocks: tuple[PlannedBlock, ...] = ()
 
     def document(self) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -63,13 +80,16 @@ class Plan:
             ],
             "kept": {name: dict(axes) for name, axes in self.kept.items()},
         }
+        if self.blocks:
+            body["blocks"] = [asdict(block) for block in self.blocks]
         return {**body, "sha256": _digest(body)}
 
     def to_json(self) -> str:
         return json.dumps(self.document(), indent=1) + "\n"
 
     def __str__(self) -> str:
-        return "\n".join(str(group) for group in self.groups if group.removed)
+        chosen = [*(b for b in self.blocks if b.removed), *(g for g in self.groups if g.removed)]
+        return "\n".join(map(str, chosen))
 
 
 def make_plan(
@@ -89,7 +109,10 @@ def make_plan(
                 reason if len(gone) else "kept whole",
             )
         )
-    return Plan(analysis.model.sha256, options, tuple(groups), _kept(analysis, removed))
+    kept = _kept(analysis, removed)
+    return Plan(
+        analysis.model.sha256, options, tuple(groups), kept, _blocks(analysis, removed, scores)
+    )
 
 
 def removed_units(plan: Plan, analysis: Analysis) -> Mask:
@@ -110,6 +133,7 @@ def removed_units(plan: Plan, analysis: Analysis) -> Mask:
         if entry.removed and not 0 <= min(entry.removed) <= max(entry.removed) < len(group):
             raise UsageError("the plan names a unit that does not exist", entry.name)
         removed[group.units[list(entry.removed)]] = True
+    removed |= _removed_blocks(plan, analysis)
     axis = emptied(coupling, removed)
     if axis is not None:
         raise UsageError("the plan leaves nothing of an axis", str(axis))
@@ -126,6 +150,35 @@ def emptied(coupling: Coupling, removed: Mask) -> Axis | None:
     alive = coupling.alive(removed)
     axes = (axis for axis in coupling.relations.slots.axes if len(axis))
     return next((axis for axis in axes if not alive[axis.slots].any()), None)
+
+
+def _blocks(analysis: Analysis, removed: Mask, scores: Any) -> tuple[PlannedBlock, ...]:
+    pairs = zip(analysis.blocks, analysis.coupling.blocks.tolist(), strict=True)
+    return tuple(
+        PlannedBlock(
+            block.name,
+            block.entry,
+            block.exit,
+            block.kind,
+            float(f"{scores[unit]:.6g}"),
+            bool(removed[unit]),
+        )
+        for block, unit in pairs
+        if unit >= 0
+    )
+
+
+def _removed_blocks(plan: Plan, analysis: Analysis) -> Mask:
+    """The blocks that leave, as a mask over the units."""
+    removed = analysis.nothing_removed
+    pairs = zip(analysis.blocks, analysis.coupling.blocks.tolist(), strict=True)
+    known = {(b.name, b.entry, b.exit): unit for b, unit in pairs if unit >= 0}
+    for entry in plan.blocks:
+        unit = known.get((entry.name, entry.entry, entry.exit))
+        if unit is None:
+            raise UsageError("the plan names a block that this version finds otherwise", entry.name)
+        removed[unit] = entry.removed
+    return removed
 
 
 def read_plan(path: Path) -> Plan:
@@ -163,7 +216,25 @@ def _parsed(document: Mapping[str, Any]) -> Plan:
         for entry in document["groups"]
     )
     kept = {str(name): dict(axes.items()) for name, axes in document["kept"].items()}
-    return Plan(str(document["model_sha256"]), dict(document["options"].items()), groups, kept)
+    blocks = tuple(
+        PlannedBlock(
+            str(entry["name"]),
+            str(entry["entry"]),
+            str(entry["exit"]),
+            str(entry["kind"]),
+            float(entry["score"]),
+            _truth(entry["removed"]),
+        )
+        for entry in document.get("blocks", ())
+    )
+    options = dict(document["options"].items())
+    return Plan(str(document["model_sha256"]), options, groups, kept, blocks)
+
+
+def _truth(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r} is neither true nor false")
+    return value
 
 
 def _kept(analysis: Analysis, removed: Mask) -> dict[str, dict[str, list[int]]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from graphprune.analysis import Analysis, allowances, pinned_reasons
-from graphprune.budget import Decision, Start, allocate
+from graphprune.budget import BLOCKS, Decision, Start, allocate
 from graphprune.coupling import Mask
 from graphprune.criteria import Criterion, Scores, Scoring, score
 from graphprune.criteria.evidence import Evidence
@@ -22,7 +22,7 @@ from graphprune.plan import Plan, make_plan
 from graphprune.prepared import Prepared
 from graphprune.repair.damage import silent
 from graphprune.runtime import random_inputs, run_session, session
-from graphprune.study import Progress, Study, evidence
+from graphprune.study import Progress, Study, block_evidence, evidence
 from graphprune.targets import Target, choose
 from graphprune.version import __version__
 
@@ -70,11 +70,21 @@ def judge(studied: Study, options: Options, progress: Progress = silent) -> Judg
             "--spread solved needs calibration inputs, and nothing here looks at any",
             hint="Choose another --criterion or --repair.",
         )
-    if studied.inputs is None or not _wants_curves(options, criterion):
+    blocks = analysis.coupling.blocks[analysis.coupling.blocks >= 0]
+    curves = studied.inputs is not None and _wants_curves(options, criterion)
+    if len(blocks) and not (curves and options.spread in ("auto", "solved")):
+        raise UsageError(
+            "--units blocks needs calibration inputs: weights do not say what a block is worth",
+            hint="Leave out blocks, or --fast, --criterion, --repair none and --spread.",
+        )
+    if not curves:
         return Judged(scores, {}, outside)
     found = evidence(studied, criterion, scores, progress)
     if criterion.needs_inputs:
         scores = _as_scores(prepared, found)
+    if len(blocks):
+        found[BLOCKS] = block_evidence(studied, progress).greedy
+        scores[blocks] = _rising(found[BLOCKS])
     return Judged(scores, found, outside)
 
 
@@ -102,7 +112,8 @@ def decide(
     weights: Mapping[int, float] | None = None,
 ) -> Decision:
     """Which units leave. ``share`` asks for that share of the MACs instead of the options' budgets;
-    ``weights`` scale the groups' curves; ``margins`` are kept free below the budgets."""
+    ``weights`` scale the groups' curves, and blocks stay where theirs is infinite; ``margins`` are
+    kept free below the budgets."""
     analysis = prepared.analysis
     outside = judged.outside
     if outside is not None and outside.removed is not None:
@@ -120,7 +131,10 @@ def decide(
     target = choose(
         prepared.registry.targets, options.hardware, options.round_to, options.min_channels
     )
-    curves = {g: e.curve * (weights or {}).get(g, 1.0) for g, e in judged.evidence.items()}
+    factors = {g: (weights or {}).get(g, 1.0) for g in judged.evidence}
+    curves = {
+        g: e.curve * factors[g] for g, e in judged.evidence.items() if np.isfinite(factors[g])
+    }
     ranked = options.spread not in ("auto", "solved")
     spread = options.spread if ranked else "balanced"
     try:
@@ -220,9 +234,16 @@ def _as_scores(prepared: Prepared, found: Mapping[int, Evidence]) -> Scores:
     for group in coupling.groups:
         if group.index not in found:
             continue
-        order, curve = found[group.index].order, found[group.index].curve[1:]
-        least = 1e-12 * max(float(curve[-1]), 1e-12)  # keeps the order where the curve is flat
-        scores[group.units[order]] = curve + least * np.arange(len(curve))
+        scores[group.units] = _rising(found[group.index])
+    return scores
+
+
+def _rising(evidence: Evidence) -> Scores:
+    """By ordinal of the unit: the curve once it has left, in order even where that is flat."""
+    curve = evidence.curve[1:]
+    least = 1e-12 * max(float(curve[-1]), 1e-12)
+    scores = np.empty(len(curve))
+    scores[evidence.order] = curve + least * np.arange(len(curve))
     return scores
 
 

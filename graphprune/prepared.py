@@ -49,7 +49,11 @@ class Prepared:
     @property
     def notes(self) -> list[str]:
         """What the report says of the model itself."""
-        return [*self.original.notes, *self.unknown_notes]
+        notes = [*self.original.notes, *self.unknown_notes]
+        if "blocks" in self.context.scope.units and not (self.analysis.coupling.blocks >= 0).any():
+            kept = "those there are must stay" if self.analysis.blocks else "there are none"
+            notes.append(f"--units blocks: no residual block may leave: {kept}")
+        return notes
 
     @property
     def quantised_notes(self) -> list[str]:

@@ -120,6 +120,17 @@ class Macs:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """A term of a sum that is there or not: ``tensor``, with ``nodes`` that serve it alone. Its
+    one slot is no tensor's; once that has left, the tensor counts as zeros."""
+
+    tensor: str
+    slots: SlotArray
+    nodes: frozenset[int]
+    end: int  # the node that writes the sum
+
+
+@dataclass(frozen=True)
 class Reuse:
     """The node may write its first output into the memory of input ``input``: as a ``view`` always,
     else where nothing else reads that input any more."""
@@ -150,6 +161,7 @@ class Relations:
     roles: list[tuple[SlotArray, Role]] = field(default_factory=list)
     heads: list[SlotArray] = field(default_factory=list)
     channels: list[SlotArray] = field(default_factory=list)  # of a group, be the groups heads
+    branches: list[Branch] = field(default_factory=list)  # stated after the rules
     shape_reads: list[int] = field(default_factory=list)  # nodes that read a tensor's shape
     quantised: dict[str, Quantised] = field(default_factory=dict)  # integer tensor → how it reads
     dequantised: dict[str, int] = field(default_factory=dict)  # its real reading → the node

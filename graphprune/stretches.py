@@ -4,13 +4,14 @@ sessions of the stretches that hold them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from graphprune.bypass import without_terms
 from graphprune.errors import ModelError
 from graphprune.frontier import Value, open_input, segment
 from graphprune.linear import Change, Linear, rewritten
@@ -70,6 +71,7 @@ class Stretches:
         ]
         self.held: dict[int, list[Values]] = {}
         self.runners: list[Any] = []
+        self.shorter: dict[tuple[int, frozenset[str]], Any] = {}  # sessions without some terms
 
     def _last_reads(self, nodes: Sequence[int]) -> dict[str, int]:
         """Where each tensor is last read; outputs are read at the end."""
@@ -143,15 +145,46 @@ class Stretches:
         if not places:
             yield from self.reference
             return
-        start = max(k for k in self.held if k <= min(places))
         others: dict[int, Any] = {}
+
+        def runner(k: int, now: Values) -> Any:
+            if k in places and k not in others:
+                part = self._segment(k, now)
+                others[k] = self._opened(_rewritten(part, self.model, places[k]))
+            return others.get(k, self.runners[k])
+
+        yield from self._from(min(places), runner)
+
+    def without(self, terms: Collection[str]) -> Iterator[list[Array]]:
+        """The outputs for each feed when sums lose terms that nothing else reads."""
+        places: dict[int, set[str]] = {}
+        for term in terms:
+            reader = self.model.consumers[term][0][0]
+            if reader in self.stretch_of:
+                places.setdefault(self.stretch_of[reader], set()).add(term)
+        if not places:
+            yield from self.reference
+            return
+
+        def runner(k: int, now: Values) -> Any:
+            key = k, frozenset(places.get(k, ()))
+            if not key[1]:
+                return self.runners[k]
+            if key not in self.shorter:
+                part = self._segment(k, now)
+                nodes, _ = without_terms(part.nodes, key[1])
+                self.shorter[key] = self._opened(part.with_graph(nodes, part.initializers.values()))
+            return self.shorter[key]
+
+        yield from self._from(min(places), runner)
+
+    def _from(self, first: int, runner: Callable[[int, Values], Any]) -> Iterator[list[Array]]:
+        """The outputs for each feed, run by other sessions from stretch ``first`` on."""
+        start = max(k for k in self.held if k <= first)
         for held in self.held[start]:
             now = held
             for k in range(start, len(self.stretches)):
-                if k in places and k not in others:
-                    part = self._segment(k, now)
-                    others[k] = self._opened(_rewritten(part, self.model, places[k]))
-                now = self._step(k, others.get(k, self.runners[k]), now)
+                now = self._step(k, runner(k, now), now)
             yield self._answers(now)
 
 

@@ -13,6 +13,7 @@ from graphprune.calibrate.choose import Calibration, calibration
 from graphprune.calibrate.preprocess import Preprocess
 from graphprune.coupling import Group, Mask
 from graphprune.criteria import Criterion, Scores
+from graphprune.criteria.bypassed import BlockEvidence, weigh_blocks
 from graphprune.criteria.evidence import Evidence, gather
 from graphprune.criteria.surgeon import Consumer
 from graphprune.model import Array, Model
@@ -103,6 +104,26 @@ def evidence(
     kept = studied.prepared.cache(parts, make)
     indices = [int(name.removeprefix("order_")) for name in kept if name.startswith("order_")]
     return {g: Evidence(kept[f"order_{g}"], kept[f"curve_{g}"]) for g in sorted(indices)}
+
+
+def block_evidence(studied: Study, progress: Progress = silent) -> BlockEvidence:
+    """What the residual blocks that may leave are worth, on the inputs."""
+    assert studied.inputs is not None
+    analysis = studied.prepared.analysis
+    units = analysis.coupling.blocks
+    names = [b.name for b, unit in zip(analysis.blocks, units, strict=True) if unit >= 0]
+
+    def make() -> Mapping[str, Array]:
+        assert studied.inputs is not None
+        feeds = studied.inputs.feeds
+        memory = studied.memory
+        found = weigh_blocks(analysis, studied.original, feeds, memory=memory, progress=progress)
+        order, curve = found.greedy.order, found.greedy.curve
+        return {"alone": found.alone, "turn": found.turn, "order": order, "curve": curve}
+
+    parts = ("blocks", studied.original.sha256, studied.inputs.key, names)
+    kept = studied.prepared.cache(parts, make)
+    return BlockEvidence(kept["alone"], kept["turn"], Evidence(kept["order"], kept["curve"]))
 
 
 def damage(studied: Study, cut_model: Model, removed: Mask, progress: Progress = silent) -> Damage:

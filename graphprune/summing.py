@@ -13,6 +13,7 @@ from graphprune.interface import reshaped
 from graphprune.model import Model
 from graphprune.options import Options
 from graphprune.pace import PACED_ROUNDS, Paced, held
+from graphprune.plan import Plan
 from graphprune.prepared import Prepared
 from graphprune.result import Result, Summary
 from graphprune.study import Study
@@ -60,6 +61,7 @@ def sum_up(
             *unseen,
             *inside,
             *made.decision.notes,
+            *_blocks_note(made.plan),
             *pace,
             *studied.notes,
         ),
@@ -69,6 +71,14 @@ def sum_up(
         reshaped(prepared.original, made.model),
         tuple(inexact(analysis, made.decision.removed)),
     )
+
+
+def _blocks_note(plan: Plan) -> list[str]:
+    gone = [block for block in plan.blocks if block.removed]
+    if not gone:
+        return []
+    named = ", ".join(f"{block.kind} {block.name}" for block in gone)
+    return [f"{len(gone)} of {len(plan.blocks)} residual blocks have left: {named}"]
 
 
 def _measure(prepared: Prepared, result: Model, options: Options) -> Verdict:

@@ -298,8 +298,8 @@ def test_of_very_many_groups_every_second_is_measured(monkeypatch: pytest.Monkey
 def test_few_samples_are_taken_of_a_large_chunk() -> None:
     model = api.prepare(chain(1)).analysis.model
     feeds = [{"x": np.full((8, 4), i, np.float32)} for i in range(3)]
-    assert [len(feed["x"]) for feed in evidence._few(model, feeds, 3)] == [3]
-    assert [len(feed["x"]) for feed in evidence._few(model, feeds, 17)] == [8, 8]
+    assert [len(feed["x"]) for feed in evidence.few(model, feeds, 3)] == [3]
+    assert [len(feed["x"]) for feed in evidence.few(model, feeds, 17)] == [8, 8]
 
 
 # --- the criteria by hand: five units, one column each, two outputs

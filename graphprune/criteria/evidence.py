@@ -75,7 +75,7 @@ def gather(
     frontier = Frontier(original, fit, memory * (1 - EFFECTS_SHARE))
     macs = analysis.cost.of(analysis.nothing_removed).macs
     most = min(EVALUATIONS, EFFORT / max(macs, 1.0)) / max(1, len(readers) * len(STOPS))
-    judges = _few(original, held if len(held) else fit, max(FEWEST, int(most)))
+    judges = few(original, held if len(held) else fit, max(FEWEST, int(most)))
     operators = [r.linear for found in readers.values() for r in found]
     effect = _Effect(original, judges, operators, len(readers), memory * EFFECTS_SHARE)
     known: dict[str, Moments] = {}
@@ -262,7 +262,7 @@ def _sizes(feed: Feeds) -> dict[str, tuple[int, ...]]:
     return {name: np.shape(value) for name, value in feed.items()}
 
 
-def _few(model: Model, feeds: Sequence[Feeds], samples: int) -> list[Feeds]:
+def few(model: Model, feeds: Sequence[Feeds], samples: int) -> list[Feeds]:
     """The first samples, about as many as asked for: chunks are split only where one is enough."""
     batched = batched_inputs(model)
     first = feeds[0]

@@ -63,6 +63,9 @@ class Latency:
         unknown = np.isnan(found)
         if unknown.any():
             found[unknown] = self._by_rate(removed)[unknown]
+        for unit, inside in self._in_blocks:
+            if removed[unit]:
+                found[inside] = 0.0
         return found / 1e3
 
     def work(self, removed: Mask) -> tuple[NDArray[np.float64], list[str]]:
@@ -121,6 +124,19 @@ class Latency:
     @cached_property
     def forms(self) -> tuple[Form, ...]:
         return tuple(form_of(self.analysis, piece, self._blocked) for piece in self.pieces)
+
+    @cached_property
+    def _in_blocks(self) -> list[tuple[int, NDArray[np.bool_]]]:
+        """Of every residual block that may leave: its unit, and the pieces that leave with it,
+        those whose multiply-accumulates are all inside."""
+        working = {macs.node for macs in self.analysis.relations.macs}
+        heads = [working.intersection(p.nodes) or set(p.nodes) for p in self.pieces]
+        pairs = zip(self.analysis.relations.branches, self.analysis.coupling.blocks, strict=True)
+        return [
+            (int(unit), np.array([branch.nodes >= nodes for nodes in heads], dtype=bool))
+            for branch, unit in pairs
+            if unit >= 0
+        ]
 
     @cached_property
     def _blocked(self) -> frozenset[str]:

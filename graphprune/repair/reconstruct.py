@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
+from graphprune.bypass import stands_for_sum
 from graphprune.calibrate.samples import HELD_OUT
 from graphprune.frontier import Frontier
 from graphprune.interface import reshaped
@@ -104,7 +105,8 @@ def with_biases(model: Model) -> Model:
 
 
 def dirty_tensors(original: Model, pruned: Model) -> set[str]:
-    """Tensors of ``pruned`` that a weight or a graph input of another shape reaches."""
+    """Tensors of ``pruned`` that a weight or a graph input of another shape reaches, or a sum that
+    a block has left."""
     changed = {
         name
         for name, tensor in pruned.initializers.items()
@@ -113,6 +115,8 @@ def dirty_tensors(original: Model, pruned: Model) -> set[str]:
     changed.update(ends.name for ends in reshaped(original, pruned) if ends.side == "input")
     for node in pruned.nodes:
         if is_selector(node) and node.input[1] not in original.initializers:  # reads fewer
+            changed.add(node.output[0])
+        if stands_for_sum(node):
             changed.add(node.output[0])
         if changed.intersection(node.input) or changed & captured(node):
             changed.update(name for name in node.output if name)

@@ -12,6 +12,7 @@ from graphprune_passes.name_states import NameStates
 from graphprune_passes.open_bodies import OpenBodies
 from graphprune_passes.open_reads import OpenReads
 from graphprune_passes.part_norms import PartNorms
+from graphprune_passes.remove_blocks import RemoveBlocks
 from graphprune_passes.remove_channels import RemoveChannels
 from graphprune_passes.reorder_channels import ReorderChannels
 from graphprune_passes.separate_fills import SeparateFills
@@ -32,6 +33,7 @@ plugin = Plugin(
         AlignGroups,
         OpenReads,
         RemoveChannels,
+        RemoveBlocks,
         ReorderChannels,
         SettleReads,
         ShareVectors,
