@@ -113,6 +113,11 @@ class Options:
 
     def _check_outside(self) -> None:
         """Scores and masks decide alone."""
+        if self.from_outside and "blocks" in self.units:
+            raise UsageError(
+                "--scores and --masks say nothing of blocks",
+                hint="Leave out blocks of --units, or the file.",
+            )
         if self.resolve is not None and self.masks is None:
             raise UsageError("--resolve says what masks mean", hint="Give --masks FILE.npz.")
         if self.resolve not in (None, *RESOLVE):

@@ -18,6 +18,7 @@ from graphprune.coupling import Mask
 from graphprune.cut import cut
 from graphprune.errors import UsageError
 from graphprune.model import Model
+from graphprune.options import Options
 from graphprune.oracle import law_error, relative_error
 from graphprune.pipeline import Context
 from graphprune.result import Result
@@ -232,3 +233,16 @@ def test_none_to_leave_is_said() -> None:
     made = pruned(model, ("channels", "blocks"), 0.7, protect=names, allow_miss=True)
     assert "--units blocks: no residual block may leave: those there are must stay" in made.notes
     assert not made.plan.blocks
+
+
+def test_files_say_nothing_of_blocks() -> None:
+    with pytest.raises(UsageError, match="say nothing of blocks"):
+        Options.of(flops=0.5, units=("channels", "blocks"), scores="scores.npz").check()
+
+
+def test_with_readers_apart() -> None:
+    """Blocks leave from a model whose readers keep channels of their own."""
+    made = pruned(pre_norm(layers=3)[0], ("channels", "blocks"), 0.4, unconstrained=True)
+    assert made.verdict.passed
+    again = api.apply(pre_norm(layers=3)[0], made.plan)
+    assert again.model.SerializeToString() == made.model.SerializeToString()
