@@ -123,7 +123,7 @@ def _protected(
 ) -> list[Pin]:
     """Pins on every tensor that matches, on all that a matching node reads or writes, and on every
     block with such a node or tensor in it."""
-    nodes, tensors = _matching(model, patterns, "--protect")
+    nodes, tensors = matching(model, patterns, "--protect")
     names = tensors | {name for node in nodes for name in (*node.input, *node.output)}
     found = [
         relations.slots.tensors[name] for name in sorted(names & relations.slots.tensors.keys())
@@ -144,7 +144,7 @@ def _allowed(
     A block is named where all its nodes with multiply-accumulates are."""
     if not patterns:
         return None
-    nodes, tensors = _matching(model, patterns, "--only")
+    nodes, tensors = matching(model, patterns, "--only")
     names = {name for node in nodes for name in node.output}
     names |= {name for name in tensors if name not in model.constant_names}
     rows = [
@@ -165,7 +165,7 @@ def _allowed(
     return rows + [a.slots for name in sorted(known) for a in relations.slots.tensors[name]]
 
 
-def _matching(
+def matching(
     model: Model, patterns: Sequence[str], option: str
 ) -> tuple[list[onnx.NodeProto], set[str]]:
     """Nodes and tensors that any of the patterns names; each pattern must name something."""

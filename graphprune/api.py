@@ -26,8 +26,8 @@ from graphprune.model import Model
 from graphprune.options import Options
 from graphprune.output import check_data, check_outputs, write_result
 from graphprune.pace import in_milliseconds, paced, timed
-from graphprune.plan import Plan, removed_units
-from graphprune.planning import Judged, decide, judge, rehearse, written
+from graphprune.plan import Plan
+from graphprune.planning import Judged, decide, judge, planned, rehearse, settled, written
 from graphprune.prepared import Prepared, analyse, prepare, registry
 from graphprune.replay import replayed
 from graphprune.result import Result
@@ -122,7 +122,7 @@ def plan(prepared: Prepared, options: Options) -> tuple[Plan, Decision]:
     """Score the units and choose which leave; nothing is cut."""
     studied = study(prepared, options)
     judged = judge(studied, options)
-    decision = decide(prepared, judged, options)
+    studied, judged, decision = settled(studied, judged, decide(prepared, judged, options))
     return written(studied, judged, decision, options), decision
 
 
@@ -189,7 +189,7 @@ def _pruned(studied: Study, judged: Judged, options: Options, clock: Clock) -> R
         weights = None if wide.widened else weights  # of other groups
         studied, judged, share, found = wide.studied, wide.judged, wide.share, wide.found
     made = make(studied, judged, options, clock, share, weights, found)
-    return sum_up(studied, made, options, clock, found)
+    return sum_up(made.studied, made, options, clock, found)
 
 
 def apply(
@@ -208,13 +208,13 @@ def apply(
     studied, given = _studied(model, output, given, clock, wanted=False)
     if given.unconstrained:
         studied = widened(studied)[0]
-    removed = removed_units(made, studied.prepared.analysis)
     if inputs and studied.inputs is not None and studied.inputs.key != inputs.get("key"):
         raise UsageError(
             "the calibration inputs are not those of the plan",
             f"{studied.inputs.source}; the plan's were {inputs['source']}",
             "Give the same --calib, or make a new plan.",
         )
+    studied, removed = clock("plan", lambda _: planned(studied, made))
     target = choose(studied.prepared.registry.targets, "generic")
     done = carry_out(studied, made, Decision(removed, target), given, clock)
     result = sum_up(studied, done, given, clock)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graphprune.analysis import Analysis
+from graphprune.cost import Costs
 from graphprune.coupling import Coupling, Group, Mask
 from graphprune.errors import NothingPrunableError, TargetError
 from graphprune.knapsack import solve
@@ -40,6 +41,8 @@ class Decision:
     removed: Mask
     grid: Target  # the target's grid, or the finer one that the budget needed
     notes: tuple[str, ...] = ()
+    ranks: Mapping[str, int] = field(default_factory=dict)  # of layers that become two, by weight
+    costs: Costs | None = None  # as counted with these
 
     def noting(self, notes: Sequence[str]) -> Decision:
         """The same with more to say."""
@@ -88,6 +91,7 @@ def allocate(
     curves: Mapping[int, Scores] | None = None,
     stays: Mask | None = None,
     begin: Start | None = None,
+    known: Mask | None = None,
 ) -> Decision:
     """Remove the least important steps until every budget holds, then give back what fits.
 
@@ -98,7 +102,8 @@ def allocate(
     then said, unless the user asked for just this grid. Costs are evaluated exactly. With
     ``allow_miss`` a budget out of reach is approached as far as possible, which is then said.
     Narrow groups take finer steps (``Target.fewest_steps``) only where curves say what those are
-    worth: they save no time. Units in ``stays`` never leave; ``begin`` says what has left before.
+    worth: they save no time. Units in ``stays`` never leave; ``begin`` says what has left before;
+    ``known`` is a choice on this grid that fits.
 
     Raises ``NothingPrunableError`` without units, ``TargetError`` where all steps are not enough.
     """
@@ -118,7 +123,7 @@ def allocate(
         last = np.array([len(ladder.counts) - 1 for ladder in ladders], dtype=np.int64)
         least = _mask(ladders, last, coupling)
         reach = analysis.cost.of(least)
-        if all(reach.of(kind) <= limit for kind, limit in limits.items()):
+        if known is not None or all(reach.of(kind) <= limit for kind, limit in limits.items()):
             break
         if grid.strict or grid.finest:
             shares = {kind: reach.of(kind) / max(before.of(kind), 1) for kind in budgets}
@@ -138,11 +143,11 @@ def allocate(
     def levels_after(count: int) -> NDArray[np.int64]:
         return np.bincount([g for g, _ in steps[:count]], minlength=len(ladders))
 
-    low, high = 0, len(steps)
+    low, high = 0, len(steps) if known is None else 0
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(levels_after(middle)) else (middle + 1, high)
-    start = levels_after(low)
+    first = levels_after(low) if known is None else _levels_of(ladders, known)
     if curves or "latency" in budgets:
         distortions = (
             _distortions(ladders, curves, coupling.groups) if curves else _damages(ladders, scores)
@@ -154,9 +159,9 @@ def allocate(
             return _evaluated(analysis, _mask(ladders, levels, coupling), budgets, tight)
 
         tight = _tight_steps(analysis, limits)
-        found = solve(distortions, costs, _step_by_step(limits, tight), start, every)
-        start = found if fits(found) else start
-        steps = _steps_by_damage(distortions, start)
+        found = solve(distortions, costs, _step_by_step(limits, tight), first, every)
+        first = _made_whole(found if fits(found) else first, coupling.groups, fits)
+        steps = _steps_by_damage(distortions, first)
         low = len(steps)
 
     def gap(levels: NDArray[np.int64]) -> float:
@@ -164,7 +169,7 @@ def allocate(
         after = analysis.cost.of(_mask(ladders, levels, coupling))
         return min(budgets[kind] - after.of(kind) / max(before.of(kind), 1) for kind in budgets)
 
-    levels = _give_back(start, steps[:low], fits)
+    levels = _give_back(first, steps[:low], fits)
     if gap(levels) > SLACK:
         levels = _closer(levels, ladders, steps, fits, gap)
     removed = _mask(ladders, levels, coupling)
@@ -267,8 +272,10 @@ def _ladder(
 ) -> _Ladder:
     importance = np.where(held[group.units], np.inf, scores[group.units])
     order = group.units[np.argsort(importance, kind="stable")]
-    step, width = _step_of(analysis, group, target)
     size = len(group)
+    if group.counts is not None:
+        return _Ladder(order, [size, *group.counts])
+    step, width = _step_of(analysis, group, target)
     block = whole.get(group.index, FREE)
     step = math.lcm(step, block.step)
     while not target.strict and size < target.fewest_steps * step and step % (2 * block.step) == 0:
@@ -444,6 +451,37 @@ def _mask(ladders: list[_Ladder], levels: NDArray[np.int64], coupling: Coupling)
     parts = [ladder.removed_at(level) for ladder, level in pairs]
     removed[np.concatenate([*parts, np.empty(0, np.int64)])] = True
     return coupling.closed(removed)
+
+
+def _levels_of(ladders: Sequence[_Ladder], removed: Mask) -> NDArray[np.int64]:
+    """The levels at which just ``removed`` has left."""
+    left = [int((~removed[ladder.order]).sum()) for ladder in ladders]
+    pairs = zip(ladders, left, strict=True)
+    return np.array([ladder.counts.index(count) for ladder, count in pairs], dtype=np.int64)
+
+
+def _made_whole(
+    levels: NDArray[np.int64],
+    groups: Sequence[Group],
+    fits: Callable[[NDArray[np.int64]], bool],
+) -> NDArray[np.int64]:
+    """Of groups that jump to their first step (layers of lower rank): whole again where the budget
+    still holds, since what else has left may have made that the cheaper form."""
+    levels = levels.copy()
+    for g in [g for g, group in enumerate(groups) if group.counts is not None and levels[g]]:
+        taken, levels[g] = levels[g], 0
+        levels[g] = 0 if fits(levels) else taken
+    return levels
+
+
+def damage(curves: Mapping[int, Scores], groups: Sequence[Group], removed: Mask) -> float:
+    """The distortion of a decision by the curves of its groups, as ``allocate`` adds it up."""
+    ladders = []
+    for group in groups:
+        gone = removed[group.units]
+        order = np.concatenate([group.units[gone], group.units[~gone]])
+        ladders.append(_Ladder(order, [int((~gone).sum())]))
+    return float(sum(found[0] for found in _distortions(ladders, curves, groups)))
 
 
 def _give_back(

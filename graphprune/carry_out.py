@@ -14,7 +14,7 @@ from graphprune.options import Options
 from graphprune.pace import Paced
 from graphprune.pipeline import Change, Pass, PassResult, Pipeline
 from graphprune.plan import Plan
-from graphprune.planning import Judged, decide, written
+from graphprune.planning import Judged, decide, settled, written
 from graphprune.prepared import Prepared
 from graphprune.repair.damage import Repaired
 from graphprune.study import Study, repaired
@@ -33,6 +33,7 @@ class Made:
     changes: tuple[Change, ...]
     repairs: tuple[Repaired, ...]
     proof: Proof | None
+    studied: Study  # of the model that was cut
 
 
 def make(
@@ -52,8 +53,9 @@ def make(
         return clock("plan", lambda _: decide(prepared, judged, options, margins, share, weights))
 
     def attempt(decision: Decision) -> Made:
-        plan = clock("plan", lambda _: written(studied, judged, decision, options, share))
-        return carry_out(studied, plan, decision, options, clock)
+        mine, scored, settle = clock("plan", lambda _: settled(studied, judged, decision))
+        plan = clock("plan", lambda _: written(mine, scored, settle, options, share))
+        return carry_out(mine, plan, settle, options, clock)
 
     known = found.margins if found is not None else {}
     as_paced = found.decision if found and share is None and weights is None else None
@@ -65,7 +67,8 @@ def make(
 def _missed(studied: Study, made: Made, options: Options) -> dict[str, float]:
     """What the result has beyond the cost model's count, where it misses a budget by that."""
     asked = options.budgets()
-    predicted = studied.prepared.analysis.cost.of(made.decision.removed)
+    cost = made.studied.prepared.analysis.cost
+    predicted = made.decision.costs or cost.of(made.decision.removed)
     before = studied.prepared.analysis.cost.of(studied.prepared.analysis.nothing_removed)
     own = {"bytes": made.model.stored_bytes, "params": count_params(made.model)}
     whole = {"bytes": studied.prepared.original_bytes, "params": before.params}
@@ -81,7 +84,8 @@ def carry_out(
 ) -> Made:
     prepared = studied.prepared
     passes = prepared.registry.passes
-    remove = passes["remove_channels"](plan)
+    own = replace(plan, model_sha256=prepared.analysis.model.sha256)  # layers may be two by now
+    remove = passes["remove_channels"](own)
     finish = passes["remove_blocks"](), passes["share_vectors"]()
     steps = [remove, *prepared.apart(plan.options.get("slow_fusions", ()))]
     done = clock("cut", lambda _: _run(prepared, steps, prepared.analysis.model))
@@ -106,8 +110,8 @@ def carry_out(
             clock("verify", lambda _: verify_same(model, ordered.model, prepared.analysis))
         model, done = ordered.model, replace(done, changes=(*done.changes, *ordered.changes))
     finished = _run(prepared, finish, model.opened)
-    changes = (*done.changes, *finished.changes)
-    return Made(plan, decision, finished.model.closed, changes, repairs, proof)
+    changes = (*prepared.changes, *done.changes, *finished.changes)
+    return Made(plan, decision, finished.model.closed, changes, repairs, proof, studied)
 
 
 def _verified(prepared: Prepared, result: Model, removed: Mask, options: Options) -> Proof:

@@ -46,12 +46,18 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class _Terms:
-    """A sum of products: coefficient times the surviving lengths of a few extents."""
+class Terms:
+    """A sum of products: coefficient times the surviving lengths of a few extents.
+
+    A term may hang on one more extent: it counts while that is whole (the last one always is), or
+    only once it no longer is.
+    """
 
     coefficient: NDArray[np.float64]  # [terms]
     factor: NDArray[np.int64]  # [terms, widest], index into the extents; the last extent is 1
     owner: NDArray[np.int64]  # [terms], a node's, an initialiser's or a buffer's index
+    gate: NDArray[np.int64] | None = None  # [terms], index into the extents; None: all count
+    whole: NDArray[np.bool_] | None = None  # [terms], whether the gate must be whole
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class CostModel:
 
     length: NDArray[np.float64]  # [extents + 1]
     width: csr_array  # [extents + 1, units]
-    terms: dict[str, _Terms]
+    terms: dict[str, Terms]
     fixed: dict[str, float]
     buffers: Buffers  # what is in use when; the terms of memory are theirs, in their order
     timed: Callable[[Mask], float] | None = None  # predicts milliseconds
@@ -83,7 +89,11 @@ class CostModel:
         """Each node's MACs, each initialiser's parameters or bytes, or each buffer's bytes."""
         extent = self.length - self.width @ removed.astype(np.float64)
         terms = self.terms[kind]
-        return np.asarray(terms.coefficient * extent[terms.factor].prod(axis=1))
+        values = np.asarray(terms.coefficient * extent[terms.factor].prod(axis=1))
+        if terms.gate is None:
+            return values
+        whole = extent[terms.gate] == self.length[terms.gate]
+        return np.where(whole == terms.whole, values, 0.0)
 
     def per_node_macs(self, removed: Mask, n_nodes: int) -> NDArray[np.float64]:
         owners = self.terms["macs"].owner
@@ -243,10 +253,10 @@ def _turns(model: Model, shapes: Shapes) -> list[float]:
     ]
 
 
-def _pack(entries: list[tuple[float, list[int], int]], one: int) -> _Terms:
+def _pack(entries: list[tuple[float, list[int], int]], one: int) -> Terms:
     widest = max((len(places) for _, places, _ in entries), default=0)
     factor = np.full((len(entries), max(widest, 1)), one, dtype=np.int64)
     for i, (_, places, _) in enumerate(entries):
         factor[i, : len(places)] = places
     coefficient = np.array([entry[0] for entry in entries], dtype=np.float64)
-    return _Terms(coefficient, factor, np.array([e[2] for e in entries], dtype=np.int64))
+    return Terms(coefficient, factor, np.array([e[2] for e in entries], dtype=np.int64))

@@ -22,7 +22,7 @@ from graphprune.slots import Axis, SlotArray
 from graphprune.states import uncarried
 
 FLOAT_TYPES = {1, 10, 11, 16}  # float32, float16, float64, bfloat16
-UNITS = ("channels", "heads", "head-dims", "blocks")  # what may leave; the user chooses among them
+UNITS = ("channels", "heads", "head-dims", "blocks", "ranks")  # what may leave, as chosen
 USUAL_UNITS = ("channels", "heads")
 Signature = tuple[tuple[str, int], ...]
 Mask = NDArray[np.bool_]
@@ -35,6 +35,7 @@ class Group:
     index: int
     signature: Signature
     units: NDArray[np.int64]  # unit numbers, in slot order
+    counts: tuple[int, ...] | None = None  # that may stay besides all; None: any
 
     @property
     def name(self) -> str:

@@ -105,6 +105,16 @@ class Options:
                 f"--search compares solved plans, and --spread {self.spread} ranks",
                 hint="Leave out one of them.",
             )
+        if "ranks" in self.units and (self.fast or self.spread not in ("auto", "solved")):
+            raise UsageError(
+                "--units ranks weighs layers of lower rank by their outputs on calibration inputs",
+                hint="Leave out --fast, and --spread but for solved.",
+            )
+        if "ranks" in self.units and (self.unconstrained or "blocks" in self.units):
+            other = "--unconstrained" if self.unconstrained else "--units blocks"
+            raise UsageError(
+                f"--units ranks and {other} do not work together", hint="Leave out one of them."
+            )
         if self.fast and (self.calib is not None or self.search or self.spread == "solved"):
             raise UsageError(
                 "--fast looks at weights alone",
@@ -131,6 +141,7 @@ class Options:
         also = {
             "a budget": bool(self.budgets()) or self.timed or self.max_drop is not None,
             "--search": self.search > 0,
+            "--units ranks": "ranks" in self.units,
             "--spread": self.spread != "auto",
             "--round-to": self.round_to is not None,
             "--min-channels": self.min_channels is not None,
@@ -200,6 +211,7 @@ class Options:
         criterion, name = self.criterion_of(registry), self.repair_name
         names = [self.criterion_name] if criterion.needs_inputs else []
         names += [name] if name != "none" and registry.repair(name).needs_inputs else []
+        names += ["--units ranks"] if "ranks" in self.units else []
         if self.fast and names:
             raise UsageError(
                 f"--fast looks at weights alone; {' and '.join(names)} at inputs",

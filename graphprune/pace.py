@@ -13,6 +13,7 @@ from graphprune.budget import Decision, thinned
 from graphprune.coupling import Mask
 from graphprune.cut import cut
 from graphprune.errors import LatencyGateError, TargetError, UsageError
+from graphprune.factoring import shaped
 from graphprune.latency.device import Command, Device, OnnxRuntime
 from graphprune.latency.predict import Latency
 from graphprune.model import Model
@@ -88,11 +89,14 @@ def paced(
         progress(trial / TRIES)
         decision = decide(prepared, judged, options, {"latency": margin})
         removed = decision.removed
-        if removed.tobytes() in seen:
+        key = (removed.tobytes(), *sorted(decision.ranks.items()))
+        if key in seen:
             break
-        seen.add(removed.tobytes())
-        predicted = latency(removed) / whole
-        made = _without(prepared, removed, slow_fusions(latency.target, options))
+        seen.add(key)
+        said = decision.costs.latency if decision.costs is not None else latency(removed)
+        predicted = said / whole
+        form = shaped(prepared, judged.ranks, decision.ranks, removed)
+        made = _without(*form, slow_fusions(latency.target, options))
         ratio = latency.device.pair(prepared.original, made, feeds)[1]
         if best.ratio is None or _miss(ratio, options.latency) < _miss(best.ratio, options.latency):
             note = f"latency predicted {predicted:.3f}, measured {ratio:.3f} of the original's"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from graphprune.coupling import Mask
 from graphprune.criteria import Criterion, Scores, Scoring, score
 from graphprune.criteria.evidence import Evidence
 from graphprune.errors import GraphPruneError, NothingPrunableError, TargetError, UsageError
+from graphprune.factoring import factored, ranks, with_lower_ranks
 from graphprune.options import Options
 from graphprune.outside.masks import RESOLVE, masks_from
 from graphprune.outside.scores import scores_from
-from graphprune.plan import Plan, make_plan
+from graphprune.plan import Plan, make_plan, removed_units
 from graphprune.prepared import Prepared
+from graphprune.ranked import Ranks
 from graphprune.repair.damage import silent
 from graphprune.runtime import random_inputs, run_session, session
 from graphprune.study import Progress, Study, block_evidence, evidence
@@ -27,6 +29,7 @@ from graphprune.targets import Target, choose
 from graphprune.version import __version__
 
 FALLBACK = "l1"
+NO_LAYER = "no layer of this model can become two of a lower rank that costs less"
 WORTH_NAMING, MOST_REASONS = 0.005, 8  # share of the MACs, and lines, where a budget is missed
 Margins = Mapping[str, float]  # kind of cost → what the result has beyond the cost model's count
 
@@ -40,6 +43,7 @@ class Judged:
     evidence: Mapping[int, Evidence]
     outside: Outside | None = None
     begin: Start | None = None
+    ranks: Ranks | None = None  # of layers that may become two
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ def judge(studied: Study, options: Options, progress: Progress = silent) -> Judg
     if len(blocks):
         found[BLOCKS] = block_evidence(studied, progress).greedy
         scores[blocks] = _rising(found[BLOCKS])
-    return Judged(scores, found, outside)
+    lower = ranks(studied, options, progress) if "ranks" in options.units else None
+    return Judged(scores, found, outside, ranks=lower)
 
 
 def _from_outside(
@@ -113,7 +118,11 @@ def decide(
 ) -> Decision:
     """Which units leave. ``share`` asks for that share of the MACs instead of the options' budgets;
     ``weights`` scale the groups' curves, and blocks stay where theirs is infinite; ``margins`` are
-    kept free below the budgets."""
+    kept free below the budgets.
+
+    Where layers may also become two, that is done where it does less damage than removing channels
+    alone.
+    """
     analysis = prepared.analysis
     outside = judged.outside
     if outside is not None and outside.removed is not None:
@@ -137,23 +146,39 @@ def decide(
     }
     ranked = options.spread not in ("auto", "solved")
     spread = options.spread if ranked else "balanced"
+    curves = {} if ranked else curves
+    stays = None if outside is None else outside.stays
+    alone: Decision | None = None
+    failure: NothingPrunableError | TargetError | None = None
     try:
-        decision = allocate(
+        alone = allocate(
             analysis,
             judged.scores,
             target,
             limits,
             spread,
             options.allow_miss,
-            {} if ranked else curves,
-            None if outside is None else outside.stays,
+            curves,
+            stays,
             judged.begin,
         )
-    except NothingPrunableError as error:
-        raise _explained(error, prepared) from error
-    except TargetError as error:
-        raise TargetError(error.what, error.where, _held(analysis) + error.hint) from error
-    return decision if outside is None else decision.noting(outside.notes)
+    except (NothingPrunableError, TargetError) as error:
+        failure = error
+    lower = judged.ranks
+    if lower is not None and limits.keys() - {"memory"}:
+        both = with_lower_ranks(
+            lower, judged.scores, alone, target, limits, curves, options.allow_miss, stays
+        )
+        alone, failure = (alone, failure) if both is None else (both, None)
+    if isinstance(failure, NothingPrunableError):
+        raise _explained(failure, prepared) from failure
+    if failure is not None:
+        raise TargetError(failure.what, failure.where, _held(analysis) + failure.hint) from failure
+    assert alone is not None
+    said = () if outside is None else outside.notes
+    if "ranks" in options.units:
+        said = (*said, *(lower.notes(alone.ranks) if lower is not None else (NO_LAYER,)))
+    return alone.noting(said)
 
 
 def rehearse(prepared: Prepared, options: Options) -> None:
@@ -164,7 +189,11 @@ def rehearse(prepared: Prepared, options: Options) -> None:
         return
     by_weights = prepared.registry.criterion(FALLBACK)
     scores = score(prepared.analysis.model, prepared.analysis.coupling, by_weights, Scoring())
-    decide(prepared, Judged(scores, {}), options)
+    try:
+        decide(prepared, Judged(scores, {}), options)
+    except (NothingPrunableError, TargetError):
+        if "ranks" not in options.units:
+            raise  # else layers of lower rank may reach further, which only inputs can tell
 
 
 def written(
@@ -194,6 +223,7 @@ def written(
         "unconstrained": prepared.unconstrained,
         "input_shapes": {k: list(v) for k, v in (options.input_shapes or {}).items()},
         "repair": options.repair_name,
+        "ranks": dict(sorted(decision.ranks.items())),
         "calibration": None,
         "graphprune": __version__,
     }
@@ -212,7 +242,29 @@ def written(
     reason = f"lowest {options.criterion_name} scores until {asked}"
     if options.masks is not None:
         reason = f"left by {options.criterion_name}"
-    return make_plan(prepared.analysis, decision.removed, judged.scores, document, reason)
+    made = make_plan(prepared.analysis, decision.removed, judged.scores, document, reason)
+    return replace(made, model_sha256=prepared.given.model.sha256) if prepared.given else made
+
+
+def settled(studied: Study, judged: Judged, decision: Decision) -> tuple[Study, Judged, Decision]:
+    """All three for the model in which the layers that the decision makes two are two."""
+    if not decision.ranks:
+        return studied, judged, decision
+    after, removed, units = factored(studied, decision.ranks, decision.removed)
+    scores = np.zeros(len(removed))
+    scores[units] = judged.scores
+    return after, replace(judged, scores=scores, evidence={}), replace(decision, removed=removed)
+
+
+def planned(studied: Study, plan: Plan) -> tuple[Study, Mask]:
+    """What a plan removes, and the study of the model that it removes it from: with the layers that
+    it makes two. A plan for another model is refused."""
+    chosen = plan.options.get("ranks") or {}
+    if not chosen or plan.model_sha256 != studied.prepared.analysis.model.sha256:
+        return studied, removed_units(plan, studied.prepared.analysis)
+    after, _, _ = factored(studied, chosen, studied.prepared.analysis.nothing_removed)
+    analysis = after.prepared.analysis
+    return after, removed_units(replace(plan, model_sha256=analysis.model.sha256), analysis)
 
 
 def slow_fusions(target: Target, options: Options) -> tuple[str, ...]:

@@ -10,11 +10,12 @@ import onnx
 from graphprune.analysis import Analysis, Scope
 from graphprune.cache import Cache
 from graphprune.control import regions
+from graphprune.cost import Costs
 from graphprune.errors import UsageError
 from graphprune.latency.predict import Latency
 from graphprune.linear import repairable
 from graphprune.model import Model, label
-from graphprune.pipeline import Carry, Context, Pass, Pipeline, as_they_are
+from graphprune.pipeline import Carry, Change, Context, Pass, Pipeline, as_they_are
 from graphprune.plugins import Registry, collect, installed
 from graphprune.storage import load, source_bytes
 
@@ -37,6 +38,14 @@ class Prepared:
     moved: bool = False  # whether weights were rewritten on the way to the normal form
     carry: Carry = as_they_are  # the same way for arrays that belong to weights
     unconstrained: bool = False  # whether readers of shared channels have selectors
+    given: Analysis | None = None  # before layers became two, where some did
+    changes: tuple[Change, ...] = ()  # that made them two
+
+    @property
+    def before(self) -> Costs:
+        """What the model costs as it was given."""
+        analysis = self.given or self.analysis
+        return analysis.cost.of(analysis.nothing_removed)
 
     @property
     def unknown_notes(self) -> list[str]:

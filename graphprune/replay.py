@@ -35,7 +35,10 @@ def replayed(given: Mapping[str, Any], options: Options) -> tuple[Options, Mappi
         input_shapes=shapes,
         aligned=bool(given.get("aligned", True)),
     )
-    if chosen.repair == "none":
+    if not given.get("ranks"):
+        units = tuple(name for name in chosen.units if name != "ranks")
+        chosen = replace(chosen, units=units or chosen.units)
+    if chosen.repair == "none" and not given.get("ranks"):
         return replace(chosen, calib=None), {}
     if not inputs.get("synthesised", True) and chosen.calib is None:
         raise UsageError(
@@ -48,8 +51,12 @@ def replayed(given: Mapping[str, Any], options: Options) -> tuple[Options, Mappi
 def _check(given: Mapping[str, Any]) -> None:
     """Options that a plan repeats are of the types that the program writes."""
     lists = [given.get(key, []) for key in ("protect", "only", "units")]
+    ranks = given.get("ranks", {})
     shapes = given.get("input_shapes", {})
     numbers = [given.get("seed", 0)]
+    if not isinstance(ranks, dict):
+        raise UsageError("the plan's ranks are malformed", hint="Make a new plan.")
+    numbers += ranks.values()
     sound = isinstance(shapes, dict) and all(isinstance(sizes, list) for sizes in shapes.values())
     if sound:
         numbers += [size for sizes in shapes.values() for size in sizes]

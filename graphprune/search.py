@@ -19,7 +19,7 @@ from graphprune.errors import TargetError, UsageError
 from graphprune.interface import fitted
 from graphprune.model import Array, Model
 from graphprune.options import Options
-from graphprune.planning import Judged, decide
+from graphprune.planning import Judged, decide, settled
 from graphprune.repair.damage import silent
 from graphprune.runtime import Feeds, random_inputs, run_session, session
 from graphprune.study import Progress, Study, repaired
@@ -173,8 +173,9 @@ def _candidate(
     weights: Mapping[int, float] | None,
 ) -> Model:
     """The model that a plan would give, cut and repaired."""
-    removed = decide(studied.prepared, judged, options, None, share, weights).removed
-    return candidate(studied, removed, options)
+    decision = decide(studied.prepared, judged, options, None, share, weights)
+    studied, _, decision = settled(studied, judged, decision)
+    return candidate(studied, decision.removed, options)
 
 
 def candidate(studied: Study, removed: Mask, options: Options) -> Model:

@@ -26,6 +26,7 @@ def sum_up(
     """Measure, hold against the gates, and sum up."""
     prepared = studied.prepared
     analysis = prepared.analysis
+    given = prepared.given or analysis  # layers may be two by now
     verdict = Verdict()
     if options.measure or options.eval_data is not None:
         verdict = clock("measure", lambda _: _measure(prepared, made.model, options))
@@ -53,8 +54,8 @@ def sum_up(
         verdict,
         before,
         after,
-        tuple(pinned_reasons(analysis)),
-        analysis.cost.in_reach("macs"),
+        tuple(pinned_reasons(given)),
+        given.cost.in_reach("macs"),
         (
             *analysis.shapes.notes,
             *prepared.notes,
@@ -122,7 +123,7 @@ def _gates(verdict: Verdict, options: Options) -> None:
 
 def _summaries(prepared: Prepared, made: Made, verdict: Verdict) -> tuple[Summary, Summary]:
     cost = prepared.analysis.cost
-    before, after = cost.of(prepared.analysis.nothing_removed), cost.of(made.decision.removed)
+    before, after = prepared.before, cost.of(made.decision.removed)
     latency = verdict.latency or (None, None)
     accuracy = verdict.accuracy or (None, None)
     return (

@@ -279,13 +279,13 @@ def test_of_very_many_groups_every_second_is_measured(monkeypatch: pytest.Monkey
     rng = np.random.default_rng(0)
     feeds = [{"x": rng.standard_normal((8, 4), dtype=np.float32)} for _ in range(5)]
     measured: list[float] = []
-    effect = evidence._Effect.of
+    effect = evidence.Effect.of
 
     def counted(self: Any, changes: Any) -> float:
         measured.append(effect(self, changes))
         return measured[-1]
 
-    monkeypatch.setattr(evidence._Effect, "of", counted)
+    monkeypatch.setattr(evidence.Effect, "of", counted)
     for most, wanted in ((4096, 10), (40, 5)):
         measured.clear()
         monkeypatch.setattr(evidence, "EVALUATIONS", most)

@@ -77,7 +77,7 @@ def gather(
     most = min(EVALUATIONS, EFFORT / max(macs, 1.0)) / max(1, len(readers) * len(STOPS))
     judges = few(original, held if len(held) else fit, max(FEWEST, int(most)))
     operators = [r.linear for found in readers.values() for r in found]
-    effect = _Effect(original, judges, operators, len(readers), memory * EFFECTS_SHARE)
+    effect = Effect(original, judges, operators, len(readers), memory * EFFECTS_SHARE)
     known: dict[str, Moments] = {}
     evidence: dict[int, Evidence] = {}
     todo = [
@@ -175,7 +175,7 @@ def _judged(
     readers: Sequence[_Reader],
     known: Mapping[str, Moments],
     order: Order,
-    effect: _Effect,
+    effect: Effect,
 ) -> Evidence:
     consumers = [
         Consumer(
@@ -201,7 +201,7 @@ def _judged(
             local, value = found.curve[count], effect.of(changes)
             if local > 0 and value > 0:
                 ratios.append((count / size, value / local))
-    return Evidence(found.order, _scaled(found.curve, effect.lent[alike]))
+    return Evidence(found.order, scaled(found.curve, effect.lent[alike]))
 
 
 def _known_outputs(original: Model, linear: Linear, moments: Moments) -> Moments:
@@ -211,7 +211,7 @@ def _known_outputs(original: Model, linear: Linear, moments: Moments) -> Moments
     return replace(moments, mean_t=np.einsum("gmd,gd->gm", matrix, moments.mean_x) + bias)
 
 
-def _scaled(curve: Matrix, ratios: Sequence[tuple[float, float]]) -> Matrix:
+def scaled(curve: Matrix, ratios: Sequence[tuple[float, float]]) -> Matrix:
     """The local curve times (output distortion / local distortion), which is known after some
     shares of the group have left; between these in logs."""
     if not ratios:
@@ -221,7 +221,7 @@ def _scaled(curve: Matrix, ratios: Sequence[tuple[float, float]]) -> Matrix:
     return np.maximum.accumulate(curve * np.exp(np.interp(here, shares, np.log(values))))
 
 
-class _Effect:
+class Effect:
     """Distortion of the model's outputs when some operators get other weights.
 
     Of very many groups only some are measured; to the others the last one with as many readers

@@ -7,6 +7,7 @@ a piece with its neighbours, and the table holds what was asked for.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -48,24 +49,25 @@ class Latency:
         """Milliseconds of the model once the units of ``removed`` have left."""
         return max(0.0, self.slope * float(self.by_piece(removed).sum()) + self.offset)
 
-    def by_piece(self, removed: Mask) -> NDArray[np.float64]:
-        """Milliseconds of each piece, as the table has them."""
+    def by_piece(self, removed: Mask, which: Sequence[int] | None = None) -> NDArray[np.float64]:
+        """Milliseconds of each piece, or of some, as the table has them."""
         values = (self._matrix @ (~removed).astype(np.float64)).round().astype(np.int64)
-        times, start = [], 0
-        for i, form in enumerate(self.forms):
-            stop = start + len(form.knobs)
-            counts = tuple(values[start:stop].tolist())
+        starts = np.cumsum([0, *(len(form.knobs) for form in self.forms)])
+        chosen = np.arange(len(self.forms)) if which is None else np.array(which, np.int64)
+        times = []
+        for i in chosen.tolist():
+            counts = tuple(values[starts[i] : starts[i + 1]].tolist())
             if (i, *counts) not in self._seen:
                 self._seen[i, *counts] = self._time(i, counts)
             times.append(self._seen[i, *counts])
-            start = stop
-        found = np.array(times)
+        found = np.array(times, dtype=np.float64)
         unknown = np.isnan(found)
         if unknown.any():
-            found[unknown] = self._by_rate(removed)[unknown]
+            found[unknown] = self._by_rate(removed)[chosen[unknown]]
+        gone = np.zeros(len(self.forms), dtype=bool)
         for unit, inside in self._in_blocks:
-            if removed[unit]:
-                found[inside] = 0.0
+            gone[inside] |= removed[unit]
+        found[gone[chosen]] = 0.0
         return found / 1e3
 
     def work(self, removed: Mask) -> tuple[NDArray[np.float64], list[str]]:

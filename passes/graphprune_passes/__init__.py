@@ -5,6 +5,7 @@ from graphprune.criteria.weights import CRITERIA
 from graphprune.plugins import Plugin
 from graphprune.repair import REPAIRS
 from graphprune_passes.align_groups import AlignGroups
+from graphprune_passes.factorise import Factorise
 from graphprune_passes.fold_batch_norm import FoldBatchNorm
 from graphprune_passes.join_weights import JoinWeights
 from graphprune_passes.lift_constants import LiftConstants
@@ -32,6 +33,7 @@ plugin = Plugin(
         SeparateVectors,
         AlignGroups,
         OpenReads,
+        Factorise,
         RemoveChannels,
         RemoveBlocks,
         ReorderChannels,
