@@ -27,7 +27,8 @@ from graphprune.states import uncarried
 class Scope:
     """What the user lets the analysis touch: patterns on node and tensor names, kinds of units
     (``coupling.UNITS``), input sizes, states of the interface, slots that statistics are taken
-    over; and whether positions in groups may be aligned before it (``align_groups``)."""
+    over; whether positions in groups may be aligned before it (``align_groups``), and whether what
+    does nothing leaves first (``clean_up``)."""
 
     protect: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
@@ -36,6 +37,7 @@ class Scope:
     interface: bool = False
     inexact: bool = False
     aligned: bool = True
+    lossless: bool = True
 
 
 @dataclass(frozen=True)

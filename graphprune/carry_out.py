@@ -69,9 +69,8 @@ def _missed(studied: Study, made: Made, options: Options) -> dict[str, float]:
     asked = options.budgets()
     cost = made.studied.prepared.analysis.cost
     predicted = made.decision.costs or cost.of(made.decision.removed)
-    before = studied.prepared.analysis.cost.of(studied.prepared.analysis.nothing_removed)
     own = {"bytes": made.model.stored_bytes, "params": count_params(made.model)}
-    whole = {"bytes": studied.prepared.original_bytes, "params": before.params}
+    whole = studied.prepared.whole
     for kind in own.keys() & asked.keys():
         share = own[kind] / max(whole[kind], 1)
         if asked[kind] < 1 and not asked[kind] - SLACK <= share <= asked[kind]:
@@ -82,7 +81,12 @@ def _missed(studied: Study, made: Made, options: Options) -> dict[str, float]:
 def carry_out(
     studied: Study, plan: Plan, decision: Decision, options: Options, clock: Clock
 ) -> Made:
+    """Cut, prove and repair as the plan says; where there is nothing to do, the model as given."""
     prepared = studied.prepared
+    name = plan.options.get("repair", "none")
+    as_given = prepared.given is None and not prepared.cleaned
+    if name == "none" and as_given and not decision.removed.any():
+        return Made(plan, decision, prepared.original, (), (), None, studied)
     passes = prepared.registry.passes
     own = replace(plan, model_sha256=prepared.analysis.model.sha256)  # layers may be two by now
     remove = passes["remove_channels"](own)
@@ -96,7 +100,6 @@ def carry_out(
         )
     model = done.model
     repairs: tuple[Repaired, ...] = ()
-    name = plan.options.get("repair", "none")
     if name != "none":
         repair = prepared.registry.repair(name)
         model, repairs = clock(
@@ -110,7 +113,7 @@ def carry_out(
             clock("verify", lambda _: verify_same(model, ordered.model, prepared.analysis))
         model, done = ordered.model, replace(done, changes=(*done.changes, *ordered.changes))
     finished = _run(prepared, finish, model.opened)
-    changes = (*prepared.changes, *done.changes, *finished.changes)
+    changes = (*prepared.cleaned.changes, *prepared.changes, *done.changes, *finished.changes)
     return Made(plan, decision, finished.model.closed, changes, repairs, proof, studied)
 
 

@@ -75,6 +75,13 @@ scope_options = _options(
         help="Let slots leave that a normalisation or the like takes statistics over, such as the "
         "width of a transformer: removing them is not the same as zeroing them.",
     ),
+    click.option(
+        "--lossless/--no-lossless",
+        default=True,
+        show_default=True,
+        help="First remove what does nothing: dead, constant and duplicate channels, heads and "
+        "hidden units, branches of zeros. Without a budget that is all.",
+    ),
 )
 run_options = _options(
     click.option(

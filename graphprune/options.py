@@ -59,6 +59,7 @@ class Options:
     allow_interface_change: bool = False
     allow_inexact: bool = False
     unconstrained: bool = False
+    lossless: bool = True  # what does nothing leaves before anything else
     verify: bool = True
     measure: bool = True
     rounds: int = 21
@@ -170,7 +171,8 @@ class Options:
                     f"the {kind} budget is {share!r}", hint="A budget is a share in (0, 1]."
                 )
         decided = self.max_drop is not None or self.masks is not None
-        if not budgets and not decided and self.latency_ms is None:
+        alone = self.lossless and self.scores is None
+        if not (budgets or decided or alone) and self.latency_ms is None:
             raise UsageError(
                 "no budget is given",
                 hint="Say how much may remain, for example --target-flops 0.5.",
@@ -178,6 +180,13 @@ class Options:
         if self.spread not in SPREADS:
             raise UsageError(f"--spread {self.spread!r} is unknown", hint=", ".join(SPREADS))
         return budgets
+
+    @property
+    def unbudgeted(self) -> bool:
+        """Whether nothing is asked for but the lossless clean-up."""
+        shares = (self.flops, self.params, self.size, self.peak_memory, self.latency)
+        others = (self.max_drop, self.latency_ms, self.scores, self.masks)
+        return all(value is None for value in (*shares, *others))
 
     @property
     def timed(self) -> bool:
@@ -191,6 +200,8 @@ class Options:
 
     @property
     def criterion_name(self) -> str:
+        if self.unbudgeted:  # nothing is chosen
+            return self.criterion or "l1"
         if self.scores is not None:
             return f"scores {Path(self.scores).name}"
         if self.masks is not None:
@@ -199,6 +210,8 @@ class Options:
 
     @property
     def repair_name(self) -> str:
+        if self.unbudgeted:  # nothing is lost
+            return self.repair or "none"
         return self.repair or ("moments" if self.fast else "obs")
 
     def criterion_of(self, registry: Registry) -> Criterion:
@@ -234,4 +247,5 @@ class Options:
             self.allow_interface_change,
             self.allow_inexact,
             self.aligned and self.masks is None,  # masks speak of positions as they are
+            self.lossless and not self.from_outside,  # files speak of the model as it is
         )

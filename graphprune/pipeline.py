@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from graphprune.analysis import Analysis, Scope, analyse
 from graphprune.errors import GraphPruneError, UsageError
+from graphprune.facts import Facts, facts_of
 from graphprune.model import Array, Model
 from graphprune.rules import BUILTIN, Rules
 
@@ -66,12 +67,19 @@ class Context:
     rules: Rules = field(default_factory=lambda: BUILTIN)
     scope: Scope = field(default_factory=Scope)
     _last: Analysis | None = None
+    _facts: Facts | None = None
 
     def analysis(self, model: Model) -> Analysis:
         """The analysis of ``model``; computed anew only when the model is another object."""
         if self._last is None or self._last.model is not model:
             self._last = analyse(model, self.scope, self.rules)
         return self._last
+
+    def facts(self, model: Model) -> Facts:
+        """What weights alone say of every tensor of ``model``; likewise."""
+        if self._facts is None or self._facts.model is not model:
+            self._facts = facts_of(model, self.analysis(model).shapes)
+        return self._facts
 
 
 @runtime_checkable

@@ -131,7 +131,7 @@ def decide(
     budgets = options.budgets() if share is None else {"macs": share}
     limits = dict(budgets)
     before = analysis.cost.of(analysis.nothing_removed)
-    own = {"bytes": prepared.original_bytes}  # the share is of the user's file
+    own = prepared.whole  # shares are of the user's model
     for kind in budgets:
         if not before.of(kind):
             raise _absent(kind, prepared)
@@ -140,6 +140,8 @@ def decide(
     target = choose(
         prepared.registry.targets, options.hardware, options.round_to, options.min_channels
     )
+    if not limits:  # what leaves without loss has left
+        return Decision(analysis.nothing_removed, target)
     factors = {g: (weights or {}).get(g, 1.0) for g in judged.evidence}
     curves = {
         g: e.curve * factors[g] for g, e in judged.evidence.items() if np.isfinite(factors[g])
@@ -221,6 +223,7 @@ def written(
         "allow_interface_change": options.allow_interface_change,
         "allow_inexact": options.allow_inexact,
         "unconstrained": prepared.unconstrained,
+        "lossless": options.scope.lossless,
         "input_shapes": {k: list(v) for k, v in (options.input_shapes or {}).items()},
         "repair": options.repair_name,
         "ranks": dict(sorted(decision.ranks.items())),

@@ -9,6 +9,7 @@ import onnx
 
 from graphprune.analysis import Analysis, Scope
 from graphprune.cache import Cache
+from graphprune.cleaned import Cleaned
 from graphprune.control import regions
 from graphprune.cost import Costs
 from graphprune.errors import UsageError
@@ -20,6 +21,7 @@ from graphprune.plugins import Registry, collect, installed
 from graphprune.storage import load, source_bytes
 
 NO_CACHE = Cache(None)
+NOT_CLEANED = Cleaned()
 KEEPS_APART = {"SkipLayerNormalization": "part_norms"}  # fusion → the pass that prevents it
 REWRITES = ("positions", "weight")  # what passes say that they change where weights move
 
@@ -38,12 +40,16 @@ class Prepared:
     moved: bool = False  # whether weights were rewritten on the way to the normal form
     carry: Carry = as_they_are  # the same way for arrays that belong to weights
     unconstrained: bool = False  # whether readers of shared channels have selectors
+    cleaned: Cleaned = NOT_CLEANED  # what left without loss
+    uncleaned: Costs | None = None  # what the model cost before that
     given: Analysis | None = None  # before layers became two, where some did
     changes: tuple[Change, ...] = ()  # that made them two
 
     @property
     def before(self) -> Costs:
         """What the model costs as it was given."""
+        if self.uncleaned is not None:
+            return self.uncleaned
         analysis = self.given or self.analysis
         return analysis.cost.of(analysis.nothing_removed)
 
@@ -58,11 +64,18 @@ class Prepared:
     @property
     def notes(self) -> list[str]:
         """What the report says of the model itself."""
-        notes = [*self.original.notes, *self.unknown_notes]
+        notes = [*self.original.notes, *self.unknown_notes, *self.cleaned.notes]
         if "blocks" in self.context.scope.units and not (self.analysis.coupling.blocks >= 0).any():
             kept = "those there are must stay" if self.analysis.blocks else "there are none"
             notes.append(f"--units blocks: no residual block may leave: {kept}")
         return notes
+
+    @property
+    def whole(self) -> dict[str, float]:
+        """What the user's model costs: budgets are shares of that, whatever leaves without loss."""
+        costs = self.before
+        whole = {"macs": costs.macs, "params": costs.params, "memory": costs.memory}
+        return {**whole, "bytes": self.original_bytes}
 
     @property
     def quantised_notes(self) -> list[str]:
@@ -144,13 +157,23 @@ def analyse(
     context = Context(rules=offered.rules, scope=scope or Scope())
     done = Pipeline(offered.prepare).run(original, context)
     moved = any(change.what in REWRITES for change in done.changes)
+    model, cleaned, uncleaned = done.model, NOT_CLEANED, None
+    if context.scope.lossless:
+        clean = offered.passes["clean_up"]().run(model, context)
+        cleaned = Cleaned(clean.changes, clean.skipped)
+        if clean.modified:
+            before = context.analysis(model)
+            uncleaned = before.cost.of(before.nothing_removed)
+            model, moved = clean.model, True
     return Prepared(
         original,
-        context.analysis(done.model),
+        context.analysis(model),
         context,
         offered,
         original_bytes,
         cache or NO_CACHE,
         moved=moved,
         carry=done.carry,
+        cleaned=cleaned,
+        uncleaned=uncleaned,
     )

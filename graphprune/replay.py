@@ -32,6 +32,7 @@ def replayed(given: Mapping[str, Any], options: Options) -> tuple[Options, Mappi
         allow_interface_change=bool(given.get("allow_interface_change")),
         allow_inexact=bool(given.get("allow_inexact")),
         unconstrained=bool(given.get("unconstrained")),
+        lossless=bool(given.get("lossless")),  # older plans say nothing of it
         input_shapes=shapes,
         aligned=bool(given.get("aligned", True)),
     )
@@ -62,7 +63,8 @@ def _check(given: Mapping[str, Any]) -> None:
         numbers += [size for sizes in shapes.values() for size in sizes]
     sound = sound and all(isinstance(names, list | tuple) for names in lists)
     sound = sound and all(isinstance(name, str) for names in lists for name in names)
-    sound = sound and isinstance(given.get("unconstrained", False), bool)
+    flags = ("unconstrained", "lossless")
+    sound = sound and all(isinstance(given.get(flag, False), bool) for flag in flags)
     if not sound or not all(type(n) is int and n >= 0 for n in numbers):
         raise UsageError("the plan's options are malformed", hint="Make a new plan.")
 

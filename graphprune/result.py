@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 
 from graphprune.analysis import Inexact, PinnedReason
+from graphprune.cleaned import Cleaned
 from graphprune.errors import GraphPruneError
 from graphprune.interface import Reshaped
 from graphprune.model import Model
@@ -88,6 +89,7 @@ class Result:
     repairs: tuple[Repaired, ...] = ()
     interface: tuple[Reshaped, ...] = ()  # graph inputs and outputs that lost slots
     inexact: tuple[Inexact, ...] = ()  # groups that lost units under statistics
+    cleaned: Cleaned | None = None  # what the lossless clean-up did, where it was asked for
 
     @cached_property
     def model(self) -> onnx.ModelProto:

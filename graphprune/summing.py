@@ -19,6 +19,8 @@ from graphprune.result import Result, Summary
 from graphprune.study import Study
 from graphprune.validate import Verdict, measure, scorer_of
 
+NOTHING_IDLE = "lossless: nothing here is dead, constant or a duplicate; the model is as given"
+
 
 def sum_up(
     studied: Study, made: Made, options: Options, clock: Clock, found: Paced | None = None
@@ -46,6 +48,8 @@ def sum_up(
     _gates(verdict, options)
     before, after = _summaries(prepared, made, verdict)
     unseen = prepared.quantised_notes if options.repair_name != "none" else []
+    alone = options.unbudgeted and not prepared.cleaned and not made.decision.removed.any()
+    nothing = [NOTHING_IDLE] if alone else []
     inside = [] if studied.inputs is None else prepared.body_notes
     return Result(
         made.model,
@@ -65,12 +69,14 @@ def sum_up(
             *_blocks_note(made.plan),
             *pace,
             *studied.notes,
+            *nothing,
         ),
         clock.seconds,
         None if studied.inputs is None else studied.inputs.source,
         made.repairs,
         reshaped(prepared.original, made.model),
         tuple(inexact(analysis, made.decision.removed)),
+        prepared.cleaned if options.scope.lossless else None,
     )
 
 

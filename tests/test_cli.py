@@ -421,7 +421,7 @@ def test_exit_0(run: Run, small: Path) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        (),
+        ("--no-lossless",),
         ("--target-flops", "0"),
         ("--target-flops", "1.5"),
         ("--target-flops", "nan"),

@@ -61,6 +61,7 @@ def result_document(result: Result, model: str | Path, output: str | Path | None
         "prunable": result.prunable,
         "interface": [asdict(ends) for ends in result.interface],
         "inexact": [asdict(group) for group in result.inexact],
+        "lossless": None if result.cleaned is None else result.cleaned.document(),
         "calibration": result.plan.options.get("calibration"),
         "repairs": [asdict(repaired) for repaired in result.repairs],
         "notes": list(result.notes),

@@ -5,8 +5,10 @@ from graphprune.criteria.weights import CRITERIA
 from graphprune.plugins import Plugin
 from graphprune.repair import REPAIRS
 from graphprune_passes.align_groups import AlignGroups
+from graphprune_passes.clean_up import CleanUp
 from graphprune_passes.factorise import Factorise
 from graphprune_passes.fold_batch_norm import FoldBatchNorm
+from graphprune_passes.fold_masks import FoldMasks
 from graphprune_passes.join_weights import JoinWeights
 from graphprune_passes.lift_constants import LiftConstants
 from graphprune_passes.name_states import NameStates
@@ -15,6 +17,8 @@ from graphprune_passes.open_reads import OpenReads
 from graphprune_passes.part_norms import PartNorms
 from graphprune_passes.remove_blocks import RemoveBlocks
 from graphprune_passes.remove_channels import RemoveChannels
+from graphprune_passes.remove_dead_channels import RemoveDeadChannels
+from graphprune_passes.remove_zero_branches import RemoveZeroBranches
 from graphprune_passes.reorder_channels import ReorderChannels
 from graphprune_passes.separate_fills import SeparateFills
 from graphprune_passes.separate_vectors import SeparateVectors
@@ -38,6 +42,10 @@ plugin = Plugin(
         RemoveBlocks,
         ReorderChannels,
         SettleReads,
+        FoldMasks,
+        RemoveZeroBranches,
+        RemoveDeadChannels,
+        CleanUp,
         ShareVectors,
         PartNorms,
         FoldBatchNorm,
