@@ -281,6 +281,9 @@ def _ladder(
     while not target.strict and size < target.fewest_steps * step and step % (2 * block.step) == 0:
         step //= 2
     kept = int(held[group.units].sum())
+    taken = analysis.coupling.fewest.get(group.index)
+    if taken is not None:  # experts, which are no lanes of any hardware
+        return _Ladder(order, [*range(size, max(taken, kept, 1) - 1, -1)])
     least = max(1, math.ceil(target.minimum / width), block.least, kept)
     counts = [k for k in range(size // step * step, 0, -step) if k >= least]
     return _Ladder(order, sorted({size, *counts}, reverse=True))

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import parser
 
+from graphprune.choices import too_few
 from graphprune.coupling import USUAL_UNITS, Coupling, Mask, couple, describe
 from graphprune.cut import cut
 from graphprune.errors import ModelError
@@ -107,7 +108,10 @@ def _choices(coupling: Coupling, rng: np.random.Generator) -> Iterator[Mask]:
             more = gone.copy()
             more[component] = True
             more = coupling.follow.closed(more)
-            if not any(more[coupling.labels[slots]].all() for slots in (*axes, *parts)):
+            short = too_few(coupling.relations, ~more[coupling.labels])
+            if short is None and not any(
+                more[coupling.labels[slots]].all() for slots in (*axes, *parts)
+            ):
                 gone = more
         if gone.any():
             yield np.asarray(~gone[coupling.labels])

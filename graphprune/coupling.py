@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
+from graphprune.choices import fewest, settled
 from graphprune.folds import same_parts, stuck_components
 from graphprune.model import Model, label
 from graphprune.reads import Follow, follow, held_by_reads, pairs
@@ -22,7 +23,8 @@ from graphprune.slots import Axis, SlotArray
 from graphprune.states import uncarried
 
 FLOAT_TYPES = {1, 10, 11, 16}  # float32, float16, float64, bfloat16
-UNITS = ("channels", "heads", "head-dims", "blocks", "ranks")  # what may leave, as chosen
+# What may leave; the user chooses among them.
+UNITS = ("channels", "heads", "head-dims", "blocks", "ranks", "experts")
 USUAL_UNITS = ("channels", "heads")
 Signature = tuple[tuple[str, int], ...]
 Mask = NDArray[np.bool_]
@@ -99,6 +101,17 @@ class Coupling:
         return None if found is None else self.pins[found]
 
     @cached_property
+    def fewest(self) -> Mapping[int, int]:
+        """Group index → units that must stay, where an operator takes so many of them."""
+        every = self.unit_of(np.arange(self.relations.total, dtype=np.int64))
+        of_unit = fewest(self.relations, every)
+        return {
+            group.index: max(of_unit[u] for u in group.units.tolist() if u in of_unit)
+            for group in self.groups
+            if not of_unit.keys().isdisjoint(group.units.tolist())
+        }
+
+    @cached_property
     def axis_graph(self) -> nx.MultiGraph:
         """Axes as nodes, one edge per operator that ties them; for explanations only."""
         slots = self.relations.slots
@@ -160,10 +173,12 @@ def couple(
 
     ``held`` are further pins; with ``allowed`` only components that touch one of its slots may
     leave. ``units`` are those of ``UNITS`` that may leave: whole heads; the same positions of every
-    head, where whole heads do not leave; all other channels. The interface is pinned, with
-    ``interface`` less the states that it carries; so are slots whose removal would shift
-    statistics, unless ``inexact``.
+    head, where whole heads do not leave; experts (``choices``); all other channels. The interface
+    is pinned, with ``interface`` less the states that it carries; so are slots whose removal would
+    shift statistics, unless ``inexact``.
     """
+    if relations.choices:
+        relations = settled(relations, tied(relations), units)
     parameters = parameter_axes(model, shapes, relations)
     pins = [*held, *relations.pins]
     pins += uncarried(model, shapes, relations, parameters) if interface else relations.interface
@@ -187,8 +202,9 @@ def couple(
     labels, pinned = _merge(ties + more_ties, pins, relations.total)
     chosen = [(allowed, "not in --only")] if allowed is not None else []
     if "channels" not in units:
-        others = (*heads.slots, *(branch.slots for branch in relations.branches))
-        chosen.append((others, "channels are not among the --units"))
+        kinds = [branch.slots for branch in relations.branches]
+        kinds += [choice.slots for choice in relations.choices]
+        chosen.append(((*heads.slots, *kinds), "channels are not among the --units"))
     for inside, why in chosen:
         outside = np.ones(len(pinned), dtype=bool)
         outside[labels[np.concatenate([*inside, np.empty(0, np.int64)])]] = False

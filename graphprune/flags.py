@@ -59,7 +59,8 @@ scope_options = _options(
         help="What may leave. heads: whole attention heads (of grouped queries a KV head with its "
         "query heads); head-dims: the same positions of every head, wherever whole heads do not "
         "leave; blocks: residual blocks y = x + F(x), of which x stays; ranks: layers may become "
-        "two of a lower rank where that does less damage; channels: all else.",
+        "two of a lower rank where that does less damage; experts: those of mixtures, with their "
+        "place in the router; channels: all else.",
     ),
     click.option("--input-shape", multiple=True, type=Shape(), help="Sizes for symbolic inputs."),
     click.option(

@@ -1,6 +1,7 @@
 """Law 3: a cut model must equal the original whose consumers read zeros where slots left.
 
-Where slots left that statistics are taken over, these are taken over the survivors there too.
+What chooses among experts reads a very low number where one left; statistics over slots of which
+some left are taken over the survivors there too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from onnx import TensorProto, helper
 
 from graphprune import external
 from graphprune.branches import forced
+from graphprune.choices import lowered
 from graphprune.control import is_open, parts
 from graphprune.coupling import Coupling, Mask
 from graphprune.errors import ModelError
@@ -63,6 +65,18 @@ def zeroed(
             terms = nodes[reader].input
             terms[:] = [zeros[-1].output[0] if n == branch.tensor else n for n in terms]
             inserted.setdefault(reader, []).extend(zeros)
+    limits: list[onnx.TensorProto] = []
+    for choice in coupling.relations.choices:
+        kept = alive[choice.slots]
+        name = model.nodes[choice.node].input[choice.input]
+        if kept.all():
+            continue
+        rank = len(shapes.shape[name] or ())
+        nodes[choice.node].input[choice.input], new, made = lowered(
+            nodes[choice.node].input[choice.input], choice, kept, rank, shapes.dtype[name]
+        )
+        inserted.setdefault(choice.node, []).extend(new)
+        limits += made
     survivors = Survivors(coupling.relations, alive)
     appended: dict[int, list[onnx.NodeProto]] = {}
     for i in shifted_nodes(coupling.relations, alive) if statistics else ():
@@ -73,8 +87,8 @@ def zeroed(
         for i, node in enumerate(nodes)
         for n in (*inserted.get(i, ()), node, *appended.get(i, ()))
     ]
-    made = (*masks.tensors.values(), *survivors.tensors.values())
-    return model.with_graph(order, [*model.initializers.values(), *made])
+    constants = (*masks.tensors.values(), *limits, *survivors.tensors.values())
+    return model.with_graph(order, [*model.initializers.values(), *constants])
 
 
 def _zeros(model: Model, shapes: Shapes, name: str) -> list[onnx.NodeProto]:

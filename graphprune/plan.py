@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from graphprune.analysis import Analysis
+from graphprune.choices import too_few
 from graphprune.coupling import Coupling, Mask, Signature
 from graphprune.errors import UsageError
 from graphprune.slots import Axis
@@ -136,7 +137,7 @@ def removed_units(plan: Plan, analysis: Analysis) -> Mask:
     removed |= _removed_blocks(plan, analysis)
     axis = emptied(coupling, removed)
     if axis is not None:
-        raise UsageError("the plan leaves nothing of an axis", str(axis))
+        raise UsageError("the plan leaves nothing of an axis, or too little", str(axis))
     if _kept(analysis, removed) != {k: dict(v) for k, v in plan.kept.items()}:
         raise UsageError(
             "the plan's kept indices contradict its removed units",
@@ -146,10 +147,19 @@ def removed_units(plan: Plan, analysis: Analysis) -> Mask:
 
 
 def emptied(coupling: Coupling, removed: Mask) -> Axis | None:
-    """The first axis of which nothing would stay."""
+    """The first axis of which nothing would stay, or less than an operator takes of it."""
     alive = coupling.alive(removed)
+    short = too_few(coupling.relations, alive)
     axes = (axis for axis in coupling.relations.slots.axes if len(axis))
-    return next((axis for axis in axes if not alive[axis.slots].any()), None)
+    return next(
+        (
+            axis
+            for axis in axes
+            if not alive[axis.slots].any()
+            or (short is not None and np.array_equal(axis.slots, short.slots))
+        ),
+        None,
+    )
 
 
 def _blocks(analysis: Analysis, removed: Mask, scores: Any) -> tuple[PlannedBlock, ...]:

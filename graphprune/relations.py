@@ -93,6 +93,20 @@ class Contraction:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """The node chooses among ``slots``, along ``axis`` of input ``input``: by their numbers, of
+    which it takes ``least`` of the largest, or of the ``smallest``."""
+
+    node: int
+    operator: str
+    input: int
+    axis: int
+    slots: SlotArray
+    least: int = 1
+    smallest: bool = False
+
+
+@dataclass(frozen=True)
 class Pin:
     """Slots that must stay, and why; ``node`` is -1 for the model's interface."""
 
@@ -153,6 +167,10 @@ class Relations:
     defaults: list[Default] = field(default_factory=list)
     renumbers: list[Renumber] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+    experts: list[SlotArray] = field(default_factory=list)  # axes along which weights are stacked
+    positions: dict[str, SlotArray] = field(default_factory=dict)  # tensor → what it numbers
+    looked_up: set[tuple[int, int]] = field(default_factory=set)  # node and input that may read it
     shifts: list[Pin] = field(default_factory=list)
     pins: list[Pin] = field(default_factory=list)
     interface: list[Pin] = field(default_factory=list)  # graph inputs and outputs

@@ -155,7 +155,7 @@ def _check_left(analysis: Analysis, removed: Mask, path: Path) -> None:
     axis = emptied(analysis.coupling, removed)
     if axis is not None:
         raise UsageError(
-            f"the masks leave nothing of {axis}",
+            f"the masks leave nothing of {axis}, or too little",
             f"--masks {path}",
             "Keep at least one index of it, or try --resolve intersection.",
         )

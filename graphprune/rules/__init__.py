@@ -23,6 +23,7 @@ from graphprune.rules import (
     recurrent,
 )
 from graphprune.rules.op import Op, RefusedError, Rule, Table
+from graphprune.rules.positions import handed_on, pin_numbers
 from graphprune.shapes import Shapes
 from graphprune.slots import Slots, SlotTensor, number
 
@@ -59,6 +60,7 @@ def relate(
         _relate_node(index, model, shapes, rules, relations)
         for name in captured(node):
             _pin_tensor(relations, name, f"captured by the body of {node.op_type}", index)
+    pin_numbers(model, relations)
     if pin_interface:
         sides = (("input", model.inputs), ("output", model.outputs))
         relations.interface += [
@@ -102,11 +104,19 @@ def _relate_node(
         if any(op.y):
             rule(op)
     except RefusedError as refusal:
+        _forget(index, relations)
         return _pin_all(relations, names, f"{node.op_type}: {refusal}", index)
     except ILL_FORMED as error:
+        _forget(index, relations)
         reason = f"{node.op_type}: its inputs and attributes do not fit together ({error})"
         return _pin_all(relations, names, reason, index)
+    handed_on(node, index, relations)
     _pin_unclaimed(relations, names, marks, node.op_type, index)
+
+
+def _forget(index: int, relations: Relations) -> None:
+    """A node that was refused half-way has looked nothing up."""
+    relations.looked_up -= {entry for entry in relations.looked_up if entry[0] == index}
 
 
 def _is_read(model: Model, name: str) -> bool:

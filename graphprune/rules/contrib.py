@@ -155,8 +155,8 @@ def _block_parameter(op: Op, index: int, packed: int = 1) -> None:
 def mixture_of_experts(op: Op) -> None:
     """``up``: [experts, inner, width], ``down``: [experts, width, inner], and a bias of each.
 
-    A unit is the same inner position of every expert. With ``swiglu_fusion`` the rows of ``up``
-    hold gates too, in turns (1) or behind all others (2). Experts and tokens stay.
+    A unit is the same inner position of every expert, or an expert. With ``swiglu_fusion`` the rows
+    of ``up`` hold gates too, in turns (1) or behind all others (2). Tokens stay.
     """
     x, up, down, y = op.input(0), op.input(2), op.input(4), op.output()
     if op.has(6):
@@ -174,6 +174,13 @@ def mixture_of_experts(op: Op) -> None:
     for bias, weight in ((3, up), (5, down)):
         if op.has(bias):
             op.tie(op.input(bias)[1], weight[1])
+    router = op.input(1)
+    op.choose(1, router.rank - 1, int(op.attr("k", 1)))
+    for index in (2, 3, 4, 5):
+        if op.has(index):
+            op.tie(op.input(index)[0], router[router.rank - 1])
+    op.experts(up[0])
+    op.experts(down[0])
     used = op.virtual(int(op.attr("k", 1)))
     for weight in (up, down):
         op.macs(*x.axes[:-1], used, *weight.axes[1:])

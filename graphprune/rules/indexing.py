@@ -17,6 +17,11 @@ def gather_nd(op: Op) -> None:
         op.tie(a, b)
     op.same_axes(x.axes[:batch], y.axes[:batch])
     op.same_axes(x.axes[batch + looked_up :], y.axes[indices.rank - 1 :])
+    first = x[batch] if batch < x.rank else None
+    if looked_up == 1 and first is not None and op.look_up(1, first):
+        if op.constant[0]:
+            op.experts(first)
+        return
     for axis in x.axes[batch : batch + looked_up]:
         op.pin(axis, "indices along the axis")
 
@@ -38,7 +43,10 @@ def gather_elements(op: Op) -> None:
     x, indices, y = op.input(0), op.input(1), op.output()
     axis = op.axis(default=0)
     op.same(indices, y)
+    known = op.look_up(1, x[axis])
     for a, b in zip(x, y, strict=True):
+        if known and a.index == axis:
+            continue
         if a.index == axis or len(a) != len(b):
             op.pin(a, "indices along the axis")
         else:
@@ -50,7 +58,12 @@ def scatter_elements(op: Op) -> None:
     """``y[indices[i, j], j] = updates[i, j]``, everything else as in ``x``."""
     x, indices, updates, y = op.input(0), op.input(1), op.input(2), op.output()
     axis = op.axis(default=0)
+    known = op.look_up(1, x[axis])
     for i, (a, b) in enumerate(zip(x, y, strict=True)):
+        if known and i == axis:
+            op.tie(a, b)
+            op.tie(indices[i], updates[i])
+            continue
         if i == axis or len(a) != len(updates[i]):
             op.pin(a, "indices along the axis")
             op.tie(a, b)
@@ -66,6 +79,9 @@ def one_hot(op: Op) -> None:
     indices, y = op.input(0), op.output()
     axis = int(op.attr("axis", -1)) % y.rank
     op.same_axes(indices.axes, [a for a in y if a.index != axis])
+    depth = op.value(1)
+    if depth is not None and depth.size == 1 and op.look_up(0, y[axis]):
+        return op.count_input(1, 0, y[axis])
     op.pin(y[axis], "positions along the axis")
 
 

@@ -108,9 +108,11 @@ def product(op: Op, swap_a: bool = False, swap_b: bool = False) -> None:
     if b.rank > 1:
         op.produce(b[outer_b], y[y.rank - 1])
     op.consume(a[inner_a], 1, inner_b)
-    for x in (a, b):
+    for i, x in enumerate((a, b)):
         for axis, target in zip(x.axes[:-2][::-1], y.axes[:batch][::-1], strict=False):
             op.tie(axis, target) if len(axis) == len(target) else op.free(axis)
+            if op.constant[i] and len(axis) > 1:
+                op.experts(axis)
     if not any(op.constant[:2]):
         for axis in y.axes[min(1, batch - 1) : batch]:  # the first of several is the batch itself
             op.heads(axis)
@@ -150,6 +152,8 @@ def einsum(op: Op) -> None:
             op.heads(axis)
         elif len(places) == 1 and op.constant[places[0][0]]:
             op.produce(op.input(places[0][0])[places[0][1]], axis)
+        elif constants := [place for place in places if op.constant[place[0]]]:
+            op.experts(op.input(constants[0][0])[constants[0][1]])
     op.macs(*first.values())
 
 

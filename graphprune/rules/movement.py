@@ -196,6 +196,8 @@ def gather(op: Op) -> None:
     for a, b in zip(indices, y.axes[axis : axis + indices.rank], strict=True):
         op.tie(a, b)
     value = op.value(1)
+    if op.look_up(1, x[axis]):
+        return op.experts(x[axis]) if op.constant[0] else None
     if value is None or indices.rank > 1 or not op.constant[1]:
         return op.pin(x[axis], "indices along the axis are not known before run time")
     if value.size and not -len(x[axis]) <= value.min() <= value.max() < len(x[axis]):

@@ -95,10 +95,12 @@ def softmax(op: Op) -> None:
     x = op.input(0)
     op.same(x, op.output())
     op.in_place(0)
-    if op.version < 13:
-        op.shift(*x.axes[op.axis(default=1) :])
-    else:
-        op.shift(x[op.axis(default=-1)])
+    first = op.axis(default=1 if op.version < 13 else -1)
+    axes = x.axes[first:] if op.version < 13 else (x[first],)
+    op.shift(*axes)
+    longer = [axis for axis in axes if len(axis) > 1]
+    if len(longer) == 1:
+        op.choose(0, longer[0].index)
 
 
 @table.rule("CumSum", "CumProd")
@@ -112,10 +114,15 @@ def cumulative(op: Op) -> None:
 @table.rule("TopK")
 def top_k(op: Op) -> None:
     """Positions along ``axis`` are part of the answer; the other axes go through."""
-    x = op.input(0)
+    x, axis, k = op.input(0), op.axis(default=-1), op.list_of("k", 1)
     for y in op.y:
         if y is not None:
-            op.same(x, y, but=[op.axis(default=-1)])
+            op.same(x, y, but=[axis])
+            op.pin(y[axis], "as many as are taken")
+    if k is None:
+        raise RefusedError("how many are taken is not known before run time")
+    op.choose(0, axis, int(k[0]), smallest=not op.attr("largest", 1))
+    op.numbers(1, x[axis])
 
 
 REDUCE = """
@@ -139,13 +146,18 @@ def reduce(op: Op) -> None:
             op.contract(0, axis)
         else:
             op.shift(x[axis])
+        if op.type in ("ReduceMax", "ReduceMin"):
+            op.choose(0, axis, smallest=op.type == "ReduceMin")
     op.free(*(axis for axis in y if len(axis) == 1))
 
 
 @table.rule("ArgMax", "ArgMin")
 def arg_reduce(op: Op) -> None:
-    """The answer is a position along ``axis``, which must not move."""
-    _reduce(op, {op.axis(default=0)})
+    """The answer is a position along ``axis``."""
+    axis = op.axis(default=0)
+    _reduce(op, {axis})
+    op.choose(0, axis, smallest=op.type == "ArgMin")
+    op.numbers(0, op.input(0)[axis])
 
 
 def _reduce(op: Op, reduced: set[int]) -> None:

@@ -14,6 +14,7 @@ from onnx import helper
 from graphprune.model import Array
 from graphprune.quantisation import Quantised
 from graphprune.relations import (
+    Choice,
     Contraction,
     Count,
     Default,
@@ -220,6 +221,35 @@ class Op:
                 reason = f"{self.type} takes statistics over the axis"
                 self.relations.shifts.append(Pin(slots, reason, self.index))
             self.free(slots)
+
+    def choose(self, index: int, axis: int, least: int = 1, smallest: bool = False) -> None:
+        """The node takes ``least`` of the largest along this axis of input ``index``, or divides
+        one among them: a very low number there is as good as absence."""
+        slots = self.input(index)[axis].slots
+        choice = Choice(self.index, self.type, self.place(index), axis, slots, least, smallest)
+        self.relations.choices.append(choice)
+        self.free(slots)
+
+    def experts(self, axis: Slotted) -> None:
+        """Weights are stacked along this axis, one for each slot."""
+        self.relations.experts.append(_flat(axis))
+        self.relations.roles.append((_flat(axis), Role.PRODUCER))
+
+    def numbers(self, index: int, axis: Slotted) -> None:
+        """Output ``index`` holds positions along this axis."""
+        if index < len(self.y) and self.y[index] is not None:
+            self.relations.positions[self.output(index).name] = _flat(axis)
+
+    def look_up(self, index: int, axis: Axis) -> bool:
+        """Whether input ``index`` holds positions along an axis that ``axis`` corresponds to, which
+        is then said."""
+        place = self.place(index)
+        slots = self.relations.positions.get(self.node.input[place])
+        if slots is None or len(slots) != len(axis):
+            return False
+        self.relations.looked_up.add((self.index, place))
+        self.tie(axis, slots)
+        return True
 
     def count_attr(
         self, attr: str, slots: Slotted, element: int | None = None, negative: bool = False
