@@ -53,6 +53,32 @@ def stands_for_sum(node: onnx.NodeProto) -> bool:
     return marked and node.op_type == "Identity"
 
 
+def past_blocks(model: Model, name: str) -> str:
+    """What ``name`` is once blocks have left right behind it: the last of the tensors that each
+    hand on nothing else. A Relu before such a block and one after it are one Relu."""
+    while True:
+        reader = only_reader(model, name)
+        if reader is None:
+            return name
+        found = reader.output[0] if stands_for_sum(reader) else None
+        if found is None and reader.op_type == "Relu":
+            after = only_reader(model, reader.output[0])
+            if after is not None and stands_for_sum(after):
+                last = only_reader(model, after.output[0])
+                if last is not None and last.op_type == "Relu":
+                    found = after.output[0]
+        if found is None:
+            return name
+        name = found
+
+
+def only_reader(model: Model, name: str) -> onnx.NodeProto | None:
+    readers = model.consumers.get(name, [])
+    if len(readers) != 1 or readers[0][1] < 0 or name in model.output_names:
+        return None
+    return model.nodes[readers[0][0]]
+
+
 def joined(model: Model) -> tuple[Model, Renamed]:
     """The model without the identities that stand for sums: both names become one. Names of the
     interface stay, and so does an identity between two of them."""

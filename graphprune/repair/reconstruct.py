@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import onnx
 
-from graphprune.bypass import stands_for_sum
+from graphprune.bypass import only_reader, past_blocks, stands_for_sum
 from graphprune.calibrate.samples import HELD_OUT
 from graphprune.frontier import Frontier
 from graphprune.interface import reshaped
@@ -58,13 +57,13 @@ def reconstruct(damage: Damage, form: str = AFFINE) -> tuple[Model, tuple[Repair
     todo = [
         linear
         for linear in repairable(work)
-        if linear.x in dirty and not _keeps_all(damage, linear)
+        if (linear.x in dirty and not _keeps_all(damage, linear)) or _before_block(work, linear)
     ]
     originals = {linear.weight: linear for linear in repairable(damage.original)}
     before = Frontier(damage.original, damage.feeds, damage.memory / 2)
     after = Frontier(work, damage.feeds, damage.memory / 2)
     left = {linear.node for linear in todo}
-    changed, reports = [], []
+    changed, reports, targets = [], [], set[str | None]()
     for number, linear in enumerate(todo):
         damage.progress(number / len(todo))
         if form == BIAS and linear.kind in RECURRENT:
@@ -77,6 +76,7 @@ def reconstruct(damage: Damage, form: str = AFFINE) -> tuple[Model, tuple[Repair
         before.advance([site.target or linear.x])
         if not linear.reverse:
             after.advance([linear.x] + ([site.stream] if site.stream else []))
+        targets.add(site.target)
         matrix, bias, report = _repaired(damage, work, site, before, after, form)
         changed.append((linear, matrix, bias))
         reports.append(report)
@@ -84,7 +84,28 @@ def reconstruct(damage: Damage, form: str = AFFINE) -> tuple[Model, tuple[Repair
         left.discard(linear.node)
     by_weight = {linear.weight: linear for linear in repairable(damage.pruned)}
     final = [(by_weight[linear.weight], matrix, bias) for linear, matrix, bias in changed]
-    return rewritten(damage.pruned, final), tuple(reports)
+    return rewritten(damage.pruned, final), (*reports, *_not_replaced(work, targets))
+
+
+def _not_replaced(model: Model, targets: set[str | None]) -> list[Repaired]:
+    """Of the blocks that have left, those that nothing stands in for."""
+    why = "not replaced: no linear operator ends right before the block that has left"
+    gone = [node for node in model.nodes if stands_for_sum(node)]
+    ends = [past_blocks(model, node.output[0]) for node in gone]
+    return [
+        Repaired(label(n), why) for n, end in zip(gone, ends, strict=True) if end not in targets
+    ]
+
+
+def _before_block(model: Model, linear: Linear) -> bool:
+    """Whether blocks have left right behind this operator, or behind the sum that it is added to."""
+    if linear.y is None:
+        return False
+    reader = only_reader(model, linear.y)
+    ends = [linear.y]
+    if reader is not None and reader.op_type == "Add" and not reader.domain:
+        ends.append(reader.output[0])
+    return any(past_blocks(model, name) != name for name in ends)
 
 
 def _keeps_all(damage: Damage, linear: Linear) -> bool:
@@ -133,27 +154,23 @@ def _site(
 ) -> _Site:
     """Where to match the original. An operator whose output y is only added to a tensor s that is
     known already is to give z - s, z being the original's sum: that also corrects what has gone
-    wrong on the other branch, a residual stream for instance.
+    wrong on the other branch, a residual stream for instance. Where blocks have left right behind
+    that, it is to give what they gave (ReplaceMe, arXiv 2505.02819, with the whole operator solved
+    anew in place of a further matrix folded into it).
     """
     if linear.y is None:
         return _Site(linear, None, None, False, originals[linear.weight])
     target, stream = linear.y, None
     constants = model.constant_names
-    reader = _only_reader(model, linear.y)
+    reader = only_reader(model, linear.y)
     if reader is not None and reader.op_type == "Add" and not reader.domain:
         others = [name for name in reader.input if name != linear.y and name not in constants]
         grown = shapes.get(reader.output[0]) != shapes.get(linear.y)  # it is broadcast
         if others and not grown and after.reaches(others[0], left):
             target, stream = reader.output[0], others[0]
-    reader = _only_reader(model, target)
+    target = past_blocks(model, target)
+    reader = only_reader(model, target)
     return _Site(linear, target, stream, reader is not None and reader.op_type == "Relu")
-
-
-def _only_reader(model: Model, name: str) -> onnx.NodeProto | None:
-    readers = model.consumers.get(name, [])
-    if len(readers) != 1 or readers[0][1] < 0 or name in model.output_names:
-        return None
-    return model.nodes[readers[0][0]]
 
 
 def _repaired(
