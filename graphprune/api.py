@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from graphprune.budget import Decision
+from graphprune.budget import BLOCKS, Decision
 from graphprune.cache import Cache, beside
 from graphprune.carry_out import carry_out, make
 from graphprune.clock import Clock, Stage
@@ -31,7 +31,7 @@ from graphprune.planning import Judged, decide, judge, planned, rehearse, settle
 from graphprune.prepared import Prepared, analyse, prepare, registry
 from graphprune.replay import replayed
 from graphprune.result import Result
-from graphprune.search import best_weights, error_on, smallest_within
+from graphprune.search import best_weights, error_on, settled_blocks, smallest_within
 from graphprune.storage import load, source_bytes
 from graphprune.study import Study, study
 from graphprune.summing import sum_up
@@ -174,6 +174,11 @@ def _pruned(studied: Study, judged: Judged, options: Options, clock: Clock) -> R
         share = clock(
             "search", lambda progress: smallest_within(studied, judged, options, progress)
         )
+    if BLOCKS in judged.evidence:
+        judged, notes = clock(
+            "blocks", lambda progress: settled_blocks(studied, judged, options, share, progress)
+        )
+        studied = replace(studied, notes=(*studied.notes, *notes))
     if options.search:
         weights = clock(
             "search", lambda progress: best_weights(studied, judged, options, share, progress)

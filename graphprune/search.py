@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from graphprune.budget import BLOCKS, Decision
 from graphprune.calibrate.samples import split
 from graphprune.coupling import Mask
 from graphprune.cut import cut
@@ -27,6 +28,7 @@ from graphprune.validate import scorer_of
 
 SPREAD = 0.5  # standard deviation of the logarithm by which a group's curve is first scaled
 FOUND, MISSED = 1.5, 0.9  # what that is multiplied with after each draw: about one in five succeeds
+OF_BLOCKS = (1.0, 0.3, 0.1, np.inf)  # factors on the curve of residual blocks; at last all stay
 BISECTIONS = 7  # tries between the smallest and the whole model: steps of less than 1 %
 LEAST_SHARE = 0.05
 JUDGED, RANDOM = 64, 8  # calibration inputs, else random ones, that compare finished plans
@@ -108,6 +110,49 @@ def smallest_within(
     return highest
 
 
+def settled_blocks(
+    studied: Study,
+    judged: Judged,
+    options: Options,
+    share: float | None,
+    progress: Progress = silent,
+) -> tuple[Judged, tuple[str, ...]]:
+    """What was judged, with the curve of residual blocks multiplied by the one of ``OF_BLOCKS``
+    whose plan's outputs, on inputs held out, are nearest to the original's: a block's loss was
+    measured before what leads into it was repaired, and how much that makes up for shows here
+    alone. So blocks leave only where that is better than taking channels and heads alone."""
+    assert studied.inputs is not None
+    analysis = studied.prepared.analysis
+    if not analysis.coupling.groups or not len(split(studied.inputs.feeds)[1]):
+        return judged, ()
+    part, held = _split(studied)
+    reference = _outputs(studied.original, held)
+    found: dict[bytes, tuple[float, float, int]] = {}  # what leaves → error, factor, blocks gone
+    for trial, factor in enumerate(OF_BLOCKS):
+        progress(trial / len(OF_BLOCKS))
+        weights = {BLOCKS: factor}
+        try:
+            decision = decide(part.prepared, judged, options, None, share, weights)
+        except TargetError:  # out of reach without blocks
+            continue
+        if (key := decision.removed.tobytes()) in found:
+            continue
+        pairs = _pairs(reference, _carried(part, judged, decision, options), held)
+        error = float(np.mean([distortion(a, b) for a, b in pairs]))
+        units = analysis.coupling.blocks
+        found[key] = error, factor, int(decision.removed[units[units >= 0]].sum())
+    error, factor, gone = min(found.values())
+    others = [e for e, _, n in found.values() if (n > 0) != (gone > 0)]
+    curves = {g: e for g, e in judged.evidence.items() if g != BLOCKS}
+    if np.isfinite(factor):
+        blocks = judged.evidence[BLOCKS]
+        curves[BLOCKS] = replace(blocks, curve=blocks.curve * factor)
+    note = f"{gone} blocks leave: distortion on inputs held out {error:.3g}"
+    if others:
+        note += f", {'without blocks' if gone else 'with blocks'} {min(others):.3g}"
+    return replace(judged, evidence=curves), (note,)
+
+
 def error_on(studied: Study) -> Callable[[Model], float]:
     """The mean relative error of a model's outputs against the original's: on calibration inputs
     (``JUDGED`` rows of them), on ``RANDOM`` random ones where there are none. The original runs
@@ -174,6 +219,11 @@ def _candidate(
 ) -> Model:
     """The model that a plan would give, cut and repaired."""
     decision = decide(studied.prepared, judged, options, None, share, weights)
+    return _carried(studied, judged, decision, options)
+
+
+def _carried(studied: Study, judged: Judged, decision: Decision, options: Options) -> Model:
+    """The model that a decision gives, cut and repaired."""
     studied, _, decision = settled(studied, judged, decision)
     return candidate(studied, decision.removed, options)
 

@@ -98,7 +98,7 @@ def _not_replaced(model: Model, targets: set[str | None]) -> list[Repaired]:
 
 
 def _before_block(model: Model, linear: Linear) -> bool:
-    """Whether blocks have left right behind this operator, or behind the sum that it is added to."""
+    """Whether blocks have left right behind this operator, or behind a sum it is added to."""
     if linear.y is None:
         return False
     reader = only_reader(model, linear.y)
