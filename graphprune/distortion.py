@@ -38,6 +38,17 @@ def relative_error(expected: Sequence[Array], actual: Sequence[Array]) -> float:
     return float(np.sqrt(sum(np.square(a - b).sum() for a, b in pairs) / max(size, TINY)))
 
 
+def agreement(expected: Sequence[Array], actual: Sequence[Array]) -> float:
+    """Mean share of rows with the same largest score, over the outputs that are class scores
+    ([rows, classes]); 1 where none are."""
+    shares = [
+        float((a.argmax(axis=1) == b.argmax(axis=1)).mean())
+        for a, b in zip(expected, actual, strict=True)
+        if a.dtype.kind == "f" and a.ndim == 2 and a.shape[1] > 1 and len(a)
+    ]
+    return float(np.mean(shares)) if shares else 1.0
+
+
 def _of(expected: Array, actual: Array) -> float:
     if expected.ndim == 2 and expected.shape[1] > 1:
         expected, actual = _logits(expected), _logits(actual)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +225,7 @@ class Options:
         names = [self.criterion_name] if criterion.needs_inputs else []
         names += [name] if name != "none" and registry.repair(name).needs_inputs else []
         names += ["--units ranks"] if "ranks" in self.units else []
+        names += ["--unconstrained"] if self.unconstrained and self.masks is None else []
         if self.fast and names:
             raise UsageError(
                 f"--fast looks at weights alone; {' and '.join(names)} at inputs",
@@ -236,6 +237,10 @@ class Options:
                 hint="Leave it out, or leave out --criterion or --repair.",
             )
         return bool(names)
+
+    def plans_by_inputs(self, registry: Registry) -> bool:
+        """Whether inputs are looked at for more than to compare finished plans."""
+        return replace(self, unconstrained=False, calib=None).needs_inputs(registry)
 
     @property
     def scope(self) -> Scope:

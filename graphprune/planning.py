@@ -75,7 +75,8 @@ def judge(studied: Study, options: Options, progress: Progress = silent) -> Judg
             hint="Choose another --criterion or --repair.",
         )
     blocks = analysis.coupling.blocks[analysis.coupling.blocks >= 0]
-    curves = studied.inputs is not None and _wants_curves(options, criterion)
+    curves = studied.inputs is not None and options.plans_by_inputs(prepared.registry)
+    curves = curves and _wants_curves(options, criterion)
     if len(blocks) and not (curves and options.spread in ("auto", "solved")):
         raise UsageError(
             "--units blocks needs calibration inputs: weights do not say what a block is worth",

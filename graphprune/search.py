@@ -7,7 +7,7 @@ repair has not seen (after EagleEye, arXiv 2007.02491).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from graphprune.budget import BLOCKS, Decision
 from graphprune.calibrate.samples import split
 from graphprune.coupling import Mask
 from graphprune.cut import cut
-from graphprune.distortion import distortion, relative_error
+from graphprune.distortion import agreement, distortion, relative_error
 from graphprune.errors import TargetError, UsageError
 from graphprune.interface import fitted
 from graphprune.model import Array, Model
@@ -169,20 +169,32 @@ def error_on(studied: Study) -> Callable[[Model], float]:
     return error
 
 
-def held_out(studied: Study) -> tuple[Study, Callable[[Model], float]]:
-    """The study on most of its inputs, and the mean distortion of a model's outputs on the rest; on
-    random inputs where there are none."""
+@dataclass(frozen=True)
+class Nearness:
+    """How near a model's outputs are to the original's: their mean distortion, and the share of
+    rows with the same largest class score (1 where there are no classes)."""
+
+    distortion: float
+    agreement: float
+
+
+def held_out(studied: Study, options: Options) -> tuple[Study, Callable[[Model], Nearness]]:
+    """The study on most of its inputs, and how near a model is on the rest: on all of them where
+    nothing is repaired, on random ones where there are none."""
     if studied.inputs is None:
         part, held = studied, _judged_inputs(studied)
+    elif options.repair_name == "none":
+        part, held = studied, studied.inputs.feeds
     else:
         part, held = _split(studied)
     reference = _outputs(studied.original, held)
 
-    def error(model: Model) -> float:
-        pairs = _pairs(reference, model, held)
-        return float(np.mean([distortion(a, b) for a, b in pairs]))
+    def near(model: Model) -> Nearness:
+        pairs = list(_pairs(reference, model, held))
+        found = [agreement(a, b) for a, b in pairs]
+        return Nearness(float(np.mean([distortion(a, b) for a, b in pairs])), float(np.mean(found)))
 
-    return part, error
+    return part, near
 
 
 def _judged_inputs(studied: Study) -> Sequence[Feeds]:

@@ -21,6 +21,7 @@ from graphprune.budget import Start
 from graphprune.coupling import Mask
 from graphprune.cut import cut
 from graphprune.errors import TargetError, UsageError
+from graphprune.latency.selectors import readers, unpaid
 from graphprune.model import Model
 from graphprune.options import Options
 from graphprune.pace import NEAR_ENOUGH, WITHIN, Paced
@@ -33,7 +34,7 @@ from graphprune.search import candidate, held_out
 from graphprune.study import Progress, Study
 
 SHARES = (0.0, 0.4, 1.0)  # of what the constrained plan leaves in shared channels: given back
-CLEARLY = 0.97  # of the constrained plan's error that an unconstrained one may have at most
+CLEARLY = 0.9  # of the constrained plan's distortion that an unconstrained one may have at most
 BISECTIONS = 7  # plans measured for one share under a budget on latency
 BUDGETS = {"macs": "flops", "params": "params", "bytes": "size", "memory": "peak_memory"}
 
@@ -108,24 +109,22 @@ def chosen(
     if studied.prepared.unconstrained:  # masks have decided for each reader
         return constrained
     wide, done = widened(studied)
-    if not done.changes:
-        reasons = sorted({entry.reason for entry in done.skipped})
-        because = f" ({'; '.join(reasons)})" if reasons else ""
-        return _refused(constrained, f"no channels have several readers that can differ{because}")
-    if found is not None and (studied.prepared.latency is None or found.decision is None):
-        return _refused(constrained, "nothing here measures latencies")
-    fit, error_of = held_out(studied)
+    whole = _unpaid(wide.prepared, found)
+    impossible = _impossible(wide, done, found, whole)
+    if impossible:
+        return _refused(constrained, impossible)
+    fit, near = held_out(studied, options)
     wide_fit = replace(wide, inputs=fit.inputs)
     wide_judged = judge(wide, options)
     margins = found.margins if found is not None else {}
     base = found.decision if found is not None else None
     base = base or decide(studied.prepared, judged, options, margins, share)
-    usual = error_of(candidate(fit, base.removed, options))
+    usual = near(candidate(fit, base.removed, options))
     best, least = constrained, usual
     for number, given in enumerate(SHARES):
         progress(number / len(SHARES))
         joint = _joint(studied.prepared, judged, options, share, found, given)
-        begin = _start(studied.prepared.analysis, wide.prepared.analysis, joint)
+        begin = _start(studied.prepared.analysis, wide.prepared.analysis, joint, whole)
         one = Chosen(wide, replace(wide_judged, begin=begin), share, found, True)
         try:
             one, removed = _within(one, options)
@@ -133,15 +132,41 @@ def chosen(
             continue
         if not _selects(wide.prepared.analysis, removed):
             continue
-        error = error_of(candidate(wide_fit, removed, options))
-        if error < least:
-            best, least = one, error
-    compared = f"error of the outputs {least:.4f} against {usual:.4f}"
-    if not best.widened or least > CLEARLY * usual:
-        why = f"{compared} at the same budget" if best.widened else "no plan is nearer at all"
-        return _refused(constrained, f"{why} with one set for all readers of a tensor")
-    note = f"unconstrained: {compared} with one set for all readers of a tensor"
-    return replace(best, studied=_noted(best.studied, note))
+        seen = near(candidate(wide_fit, removed, options))
+        if seen.distortion < least.distortion and seen.agreement >= usual.agreement:
+            best, least = one, seen
+    compared = (
+        f"distortion of the outputs {least.distortion:.4f} against {usual.distortion:.4f} with one "
+        "set for all readers of a tensor"
+    )
+    if not best.widened:
+        return _refused(constrained, "no plan with selectors is nearer to the original")
+    if least.distortion > CLEARLY * usual.distortion:
+        return _refused(constrained, f"not clearly nearer to the original: {compared}")
+    return replace(best, studied=_noted(best.studied, f"unconstrained: {compared}"))
+
+
+def _impossible(
+    wide: Study, done: PassResult, found: Paced | None, unpaid_groups: frozenset[int]
+) -> str:
+    """Why there is nothing to compare; empty where there is."""
+    if not done.changes:
+        reasons = sorted({entry.reason for entry in done.skipped})
+        because = f" ({'; '.join(reasons)})" if reasons else ""
+        return f"no channels have several readers that can differ{because}"
+    if found is not None and found.decision is None:
+        return "nothing here measures latencies"
+    if unpaid_groups >= {reader.group.index for reader in readers(wide.prepared.analysis)}:
+        return "no reader is faster behind a copy of half of its channels"
+    return ""
+
+
+def _unpaid(prepared: Prepared, found: Paced | None) -> frozenset[int]:
+    """Groups of readers whose selector would cost more than it saves, under a budget on latency."""
+    latency = prepared.latency
+    if found is None or latency is None or latency.device is None:
+        return frozenset()
+    return unpaid(prepared.analysis, latency.target, latency.device)
 
 
 def _refused(constrained: Chosen, why: str) -> Chosen:
@@ -180,9 +205,10 @@ def _joint(
     return decide(prepared, judged, replace(options, **looser)).removed
 
 
-def _start(before: Analysis, after: Analysis, removed: Mask) -> Start:
+def _start(before: Analysis, after: Analysis, removed: Mask, unpaid: frozenset[int]) -> Start:
     """What a plan without selectors takes from shared channels, as the beginning of one with them:
-    the sources lose nothing else but what nobody reads."""
+    the sources lose nothing else but what nobody reads, and readers in ``unpaid`` groups nothing
+    that their source keeps."""
     coupling = after.coupling
     alive = before.coupling.alive(removed)
     sources = np.zeros(coupling.n_units + 1, dtype=bool)
@@ -191,7 +217,7 @@ def _start(before: Analysis, after: Analysis, removed: Mask) -> Start:
     sources[-1] = False
     old = before.relations.slots.tensors
     gone = after.nothing_removed
-    whole = set()
+    whole = set(unpaid)
     for group in coupling.groups:
         if not sources[group.units].any():
             continue

@@ -17,6 +17,7 @@ from graphprune import api
 from graphprune.analysis import Analysis
 from graphprune.cut import cut
 from graphprune.errors import UsageError
+from graphprune.latency.selectors import readers, unpaid
 from graphprune.model import Model
 from graphprune.oracle import law_error
 from graphprune.ordering import ordered, ranges
@@ -26,11 +27,12 @@ from graphprune.runtime import random_inputs
 from graphprune.selectors import is_selector
 from graphprune.shapes import infer
 from graphprune.storage import load
+from graphprune.targets import Target
 from graphprune.unconstrained import removed_by_readers
 from graphprune_passes.reorder_channels import ReorderChannels
 from graphprune_passes.settle_reads import SettleReads
 
-QUICK = {"fast": True, "repair": "none", "measure": False, "round_to": 1, "min_channels": 1}
+QUICK = {"criterion": "l1", "repair": "none", "samples": 64, "measure": False, "round_to": 1}
 
 
 def masks(size: int, *sets: set[int]) -> list[np.ndarray[Any, Any]]:
@@ -203,7 +205,8 @@ def test_a_plan_makes_the_same_model_again(run: Callable[..., Any], tmp_path: Pa
     source, plan = tmp_path / "m.onnx", tmp_path / "plan.json"
     first, again = tmp_path / "first.onnx", tmp_path / "again.onnx"
     onnx.save(uneven(), source)
-    options = "--fast --repair none --target-flops 0.7 --round-to 1 --no-measure --unconstrained"
+    options = "--criterion l1 --repair none --target-flops 0.7 --round-to 1 --samples 64"
+    options += " --no-measure --unconstrained"
     ran = run(source, *options.split(), "-o", first, "--plan-out", plan)
     assert ran.code == 0, ran.err
     assert "unconstrained: " in ran.out
@@ -247,3 +250,43 @@ def test_masks_that_disagree_serve_each_reader(run: Callable[..., Any], tmp_path
     again = tmp_path / "again.onnx"
     assert run("apply", source, tmp_path / "p.json", "-o", again, "--no-measure").code == 0
     assert again.read_bytes() == out.read_bytes()
+
+
+def test_fast_looks_at_no_inputs_to_compare_plans_on(run: Callable[..., Any], small: Path) -> None:
+    ran = run(small, "--fast", "--repair", "none", "--target-flops", 0.7, "--unconstrained")
+    assert ran.code == 2
+    assert "--unconstrained at inputs" in ran.err
+
+
+def test_inputs_that_only_compare_do_not_change_the_plan() -> None:
+    usual = api.prune(residual(), flops=0.7, **{**QUICK, "samples": None})
+    refused = api.prune(residual(), flops=0.7, unconstrained=True, **QUICK)
+    if any("refused" in note for note in refused.notes):
+        assert refused.plan.kept == usual.plan.kept
+
+
+class Stopwatch:
+    """Times by a rule: copies cost what ``copy`` says, sums what they sum over."""
+
+    key = "stopwatch"
+
+    def __init__(self, copy: float) -> None:
+        self.copy = copy
+
+    def piece(self, micro: Any) -> float:
+        weights = {t.name: np.prod(t.dims) for t in micro.model.graph.initializer}
+        nodes = [n for n in micro.model.graph.node if "graphprune_near" not in n.name]
+        sums = sum(weights.get(n.input[1], 0) for n in nodes if n.op_type in ("Conv", "MatMul"))
+        return float(sums) + self.copy * sum(n.op_type == "Gather" for n in nodes)
+
+    def pair(self, *models: Any) -> tuple[float, float]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(("copy", "worth"), [(0.0, True), (1e9, False)])
+def test_a_selector_must_earn_its_copy(copy: float, worth: bool) -> None:
+    analysis = opened(NETWORKS["residual"]())
+    target = Target("any", {"default": 1})
+    groups = {reader.group.index for reader in readers(analysis)}
+    assert len(groups) == 3
+    assert unpaid(analysis, target, Stopwatch(copy)) == (frozenset() if worth else groups)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from graphprune.analysis import Analysis
 from graphprune.control import is_open, regions
 from graphprune.model import Model
+from graphprune.selectors import is_selector
 
 # Operators that ONNX Runtime's blocked layout (NCHWc) passes through; Conv enters it.
 BLOCKED = {"Add", "Sum", "Mul", "Concat", "Relu", "Sigmoid", "Tanh", "Clip", "LeakyRelu"} | {
@@ -100,12 +101,13 @@ def _piece(model: Model, nodes: list[int]) -> Piece:
 
 def blocked(analysis: Analysis) -> frozenset[str]:
     """Pictures that ONNX Runtime is likely to hold in its blocked layout: what Conv writes, and
-    what operators that keep the layout make of it."""
+    what operators that keep the layout make of it. A selector may be none in the end."""
     model, shape = analysis.model, analysis.shapes.shape
     found: set[str] = set()
     for node in model.nodes:
         data = [name for name in node.input if name and name not in model.constant_names]
-        keeps = node.op_type in BLOCKED and data and all(name in found for name in data)
+        passes = node.op_type in BLOCKED or is_selector(node)
+        keeps = passes and data and all(name in found for name in data)
         if node.op_type == "Conv" or keeps:
             found.update(n for n in node.output if len(shape.get(n) or ()) == IMAGE_RANK)
     return frozenset(found)
