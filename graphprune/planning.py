@@ -23,6 +23,7 @@ from graphprune.plan import Plan, make_plan, removed_units
 from graphprune.prepared import Prepared
 from graphprune.ranked import Ranks
 from graphprune.repair.damage import silent
+from graphprune.routing import expert_evidence
 from graphprune.runtime import random_inputs, run_session, session
 from graphprune.study import Progress, Study, block_evidence, evidence
 from graphprune.targets import Target, choose
@@ -85,6 +86,7 @@ def judge(studied: Study, options: Options, progress: Progress = silent) -> Judg
     if not curves:
         return Judged(scores, {}, outside)
     found = evidence(studied, criterion, scores, progress)
+    found |= expert_evidence(studied, criterion, scores, progress)
     if criterion.needs_inputs:
         scores = _as_scores(prepared, found)
     if len(blocks):

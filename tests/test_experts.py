@@ -108,8 +108,25 @@ def test_an_unknown_number_of_taken_experts_pins() -> None:
     assert not analysis.coupling.groups
 
 
+@pytest.mark.parametrize("name", LEAVE)
+def test_who_is_seldom_taken_leaves_first(name: str) -> None:
+    """On calibration inputs: two experts have next to no share, and weights as large as all."""
+    model = LEAVE[name][0]()
+    for tensor in model.graph.initializer:
+        if tensor.name == "c1":
+            bias = numpy_helper.to_array(tensor).copy()
+            bias[[1, 4]] -= 8
+            tensor.CopyFrom(numpy_helper.from_array(bias, tensor.name))
+    options = {**OPTIONS, "samples": 64, "cache": False}
+    result = api.prune(model, params=0.76, **options)
+    group = next(group for group in result.plan.groups)
+    kept = [score for i, score in enumerate(group.scores) if i not in group.removed]
+    assert max(group.scores[1], group.scores[4]) < 1e-3 * sum(group.scores)
+    assert max(group.scores[i] for i in group.removed) <= min(kept)
+
+
 def test_calibrated_and_repaired() -> None:
-    """The whole program, with inputs: experts that nothing linear reads are ordered by weights."""
+    """The whole program, with inputs."""
     result = api.prune(top_two(), params=0.7, units=("experts",), measure=False, samples=16)
     assert result.verdict.passed
     assert any(group.removed for group in result.plan.groups)
