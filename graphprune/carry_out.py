@@ -112,6 +112,11 @@ def carry_out(
         if options.verify:
             clock("verify", lambda _: verify_same(model, ordered.model, prepared.analysis))
         model, done = ordered.model, replace(done, changes=(*done.changes, *ordered.changes))
+    if prepared.cleaned and name == "none":  # a repair folds it anyhow
+        folded = _run(prepared, [passes["fold_batch_norm"]()], model.opened)
+        if options.verify and folded.modified:
+            clock("verify", lambda _: verify_same(model, folded.model, prepared.analysis))
+        model, done = folded.model, replace(done, changes=(*done.changes, *folded.changes))
     finished = _run(prepared, finish, model.opened)
     changes = (*prepared.cleaned.changes, *prepared.changes, *done.changes, *finished.changes)
     return Made(plan, decision, finished.model.closed, changes, repairs, proof, studied)

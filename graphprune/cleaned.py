@@ -44,7 +44,10 @@ class Cleaned:
         lines += [f"{counts[BRANCH]} branches of constants bypassed"] if counts[BRANCH] else []
         lines += [f"{counts[MASK]} masks multiplied into weights"] if counts[MASK] else []
         found = [f"lossless: {'; '.join(lines)}"] if lines else []
-        return [*found, *(f"lossless: {entry.node}: {entry.reason}" for entry in self.skipped[:4])]
+        for entry in self.skipped[:1]:
+            more = f" and {len(self.skipped) - 1} more" if len(self.skipped) > 1 else ""
+            found.append(f"lossless: {entry.node}{more}: {entry.reason}")
+        return found
 
     def document(self) -> dict[str, Any]:
         """The same for a program."""

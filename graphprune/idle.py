@@ -101,7 +101,7 @@ def _usable(analysis: Analysis, reads: list[_Read]) -> Mask:
 
 def _reads(analysis: Analysis, facts: Facts) -> Iterator[_Read]:
     model = analysis.model
-    rewritable = {(linear.node, linear.weight): linear for linear in linears(model)}
+    rewritable = _rewritable(analysis, facts)
     for contraction in analysis.relations.contractions:
         units = analysis.coupling.unit_of(contraction.slots)
         if not (units >= 0).any():
@@ -130,6 +130,27 @@ def _reads(analysis: Analysis, facts: Facts) -> Iterator[_Read]:
         plain = linear is not None and _plain(analysis, linear)
         kind = _kinds(contraction, zero, value, partner, linear, plain)
         yield _Read(units, zero, value, kind, linear, plain)
+
+
+def _rewritable(analysis: Analysis, facts: Facts) -> dict[tuple[int, str], Linear]:
+    """Linear operators by node and weight. Weights that nodes compute (from transposed ones, say)
+    are among them only where constants or duplicates are read: each would be computed here."""
+    model = analysis.model
+    names = set(model.initializers)
+    for contraction in analysis.relations.contractions:
+        name = model.nodes[contraction.node].input[contraction.input]
+        if name in names or name not in model.constant_names:
+            continue
+        if not (analysis.coupling.unit_of(contraction.slots) >= 0).any():
+            continue
+        line = _partner(analysis, facts, contraction)
+        if line is not None and (_repeats(line) or (line.value != 0).any(where=line.known)):
+            names.add(name)
+    return {(linear.node, linear.weight): linear for linear in linears(model, names)}
+
+
+def _repeats(line: Line) -> bool:
+    return line.kind is not None and len(np.unique(line.kind)) < len(line.kind)
 
 
 def _kinds(

@@ -7,7 +7,8 @@ without this, 1.9 times with it). As its optimised graphs show:
 
 1. A convolution reads less than a block of channels from the plain layout (which is accepted for
    layers of less than two blocks).
-2. Pools, BatchNormalization and Concat (``Target.whole``) take whole blocks alone.
+2. Pools, BatchNormalization (that no convolution before it takes in) and Concat
+   (``Target.whole``) take whole blocks alone.
 3. A grouped convolution reads and writes whole blocks in each group; a depthwise one any count.
 """
 
@@ -99,11 +100,24 @@ def _reads(analysis: Analysis, target: Target) -> Iterator[tuple[SlotArray, int,
                 yield _channels(analysis, node.output[0]), group, True
             elif len(slots):
                 yield slots, 1, False
+        elif _is_fused(analysis, node):
+            continue
         elif node.op_type in target.whole and _int(node, "axis", CHANNELS) in (CHANNELS, -3):
             names = node.input if node.op_type == "Concat" else node.input[:1]
             for name in names:
                 if len(slots := _channels(analysis, name)):
                     yield slots, 1, True
+
+
+def _is_fused(analysis: Analysis, node: onnx.NodeProto) -> bool:
+    """Whether the runtime puts this normalisation into the weights of the convolution before it."""
+    model = analysis.model
+    if node.op_type != "BatchNormalization" or len(model.consumers[node.input[0]]) > 1:
+        return False
+    before = model.producer.get(node.input[0])
+    if before is None or model.nodes[before].op_type != "Conv":
+        return False
+    return node.input[0] not in model.output_names
 
 
 def _channels(analysis: Analysis, name: str) -> NDArray[np.int64]:

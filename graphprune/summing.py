@@ -49,7 +49,9 @@ def sum_up(
     before, after = _summaries(prepared, made, verdict)
     unseen = prepared.quantised_notes if options.repair_name != "none" else []
     alone = options.unbudgeted and not prepared.cleaned and not made.decision.removed.any()
-    nothing = [NOTHING_IDLE] if alone else []
+    unlost = [NOTHING_IDLE] if alone else []
+    folded = [change for change in made.changes if change.pass_name == "fold_batch_norm"]
+    unlost += [f"lossless: {len(folded)} BatchNormalizations folded"] if folded else []
     inside = [] if studied.inputs is None else prepared.body_notes
     return Result(
         made.model,
@@ -69,7 +71,7 @@ def sum_up(
             *_blocks_note(made.plan),
             *pace,
             *studied.notes,
-            *nothing,
+            *unlost,
         ),
         clock.seconds,
         None if studied.inputs is None else studied.inputs.source,
@@ -143,7 +145,7 @@ def _summaries(prepared: Prepared, made: Made, verdict: Verdict) -> tuple[Summar
         ),
         Summary(
             after.macs,
-            count_params(made.model) if made.repairs else after.params,
+            count_params(made.model) if made.repairs or prepared.cleaned else after.params,
             made.model.stored_bytes,
             latency[1],
             accuracy[1],

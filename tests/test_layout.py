@@ -134,3 +134,17 @@ def test_no_layout_is_left(block: Block, share: float, tmp_path: Path) -> None:
         return
     before, after = (runtime_operators(m, tmp_path / "o.onnx") for m in (model, result.model))
     assert after == before
+
+
+def test_a_norm_that_a_convolution_takes_in_may_have_any_count() -> None:
+    """Conv → BatchNormalization is one kernel to the runtime; after a sum it is one of its own."""
+    steps = []
+    for fused in (True, False):
+        b = Builder(2)
+        x = b.add("Relu", b.conv("x", 3, 32))
+        x = b.norm(b.conv(x, 32, 32) if fused else b.add("Add", x, b.conv(x, 32, 32)), 32)
+        y = b.conv(b.add("Relu", x), 32, 3)
+        analysis = api.prepare(b.model({"x": [1, 3, 8, 8]}, {y: [1, 3, 8, 8]})).analysis
+        found = blocks(analysis, builtin()["cpu-avx512"])
+        steps.append(max((entry.step for entry in found.values()), default=1))
+    assert steps == [1, 16]

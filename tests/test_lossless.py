@@ -399,3 +399,48 @@ def test_a_head_whose_values_are_constant_leaves(bias: bool) -> None:
     y = b.add("MatMul", b.add("Reshape", mixed, b.ints(0, -1, 32)), b.weight(32, 6))
     prepared = cleaned(b.model({"x": [1, "n", 6]}, {y: [1, "n", 6]}))
     assert counts(prepared) == ((0, 2, 0) if bias else (2, 0, 0))
+
+
+def test_weights_that_are_transposed_in_the_graph_take_constants_over() -> None:
+    """As exporters leave a linear layer without constant folding: MatMul(x, Transpose(w)) + b."""
+    b = Builder(13)
+    x = "x"
+    for inner, outer in ((6, 12), (12, 5)):
+        weight = b.add("Transpose", b.weight(outer, inner), perm=[1, 0])
+        x = b.add("Add", b.add("MatMul", x, weight), b.weight(outer))
+        x = b.add("Mul", x, b.add("Sigmoid", x)) if outer == 12 else x
+    edit(b, "c0", put([2, 3, 9], 0))
+    prepared = cleaned(b.model({"x": ["n", 6]}, {x: ["n", 5]}))
+    assert counts(prepared) == (0, 3, 0)
+    assert widths(prepared, "c0", "c1") == [(9, 6), (9,)]
+
+
+def test_batch_normalisation_is_folded_where_something_left(run: Any, tmp_path: Path) -> None:
+    b = conv_chain(norm=True)
+    edit(b, "c4", put(HALF, 0))
+    edit(b, "c3", put(HALF, -0.5))
+    model, out = tmp_path / "m.onnx", tmp_path / "o.onnx"
+    onnx.save(finished(b), model)
+    document = json.loads(run(model, "-o", out, "--json", "--no-measure").out)
+    assert "BatchNormalization" not in {node.op_type for node in onnx.load(out).graph.node}
+    assert "lossless: 1 BatchNormalizations folded" in document["notes"]
+    stored = sum(np.prod(t.dims) for t in onnx.load(out).graph.initializer)
+    assert document["after"]["params"] == stored
+
+
+def test_branches_are_gone_with_blocks_alone_too() -> None:
+    b = Builder(9)
+    x = residual(b, 0.0, 0.0)
+    y = b.add("MatMul", b.add("Flatten", b.add("GlobalAveragePool", x)), b.weight(16, 5))
+    model = b.model({"x": ["n", 3, 8, 8]}, {y: ["n", 5]})
+    assert cleaned(model, units=("blocks",)).cleaned.counts["branch"] == 1
+
+
+def test_quantised_models_are_left_alone_and_that_is_said() -> None:
+    b = Builder(14)
+    weight = b.constant(np.zeros((6, 5), np.int8))
+    scale = b.constant(np.float32(0.1))
+    y = b.add("MatMul", "x", b.add("DequantizeLinear", weight, scale))
+    prepared = cleaned(b.model({"x": [2, 6]}, {y: [2, 5]}))
+    assert not prepared.cleaned
+    assert prepared.cleaned.notes == ["lossless: the model: quantised: left as it is"]

@@ -46,10 +46,13 @@ class Line:
     kind: Kinds | None
 
     @property
+    def known(self) -> NDArray[np.bool_]:
+        return np.asarray((self.low == self.high) & np.isfinite(self.low))
+
+    @property
     def value(self) -> Floats:
         """The value where it is known, else NaN."""
-        known = (self.low == self.high) & np.isfinite(self.low)
-        return np.where(known, self.low, np.nan)
+        return np.where(self.known, self.low, np.nan)
 
 
 def unknown(rank: int) -> Fact:
