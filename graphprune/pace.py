@@ -19,7 +19,7 @@ from graphprune.latency.predict import Latency
 from graphprune.model import Model
 from graphprune.options import Options
 from graphprune.pipeline import Pipeline
-from graphprune.planning import Judged, decide, slow_fusions
+from graphprune.planning import Judged, damage, decide, slow_fusions
 from graphprune.prepared import Prepared
 from graphprune.repair.damage import silent
 from graphprune.runtime import random_inputs
@@ -32,6 +32,7 @@ WITHIN = 0.03  # relative: how near its budget a measured latency must be
 NEAR_ENOUGH = 0.007  # relative: nearer than that the noise of measuring decides
 PACED_ROUNDS = 61  # of the result against the original
 TRIES = 6  # plans measured
+MACS_TRIES = 4  # and of those made for MACs
 FITTED_AT = 0.25  # share of every group in the second model that the prediction is laid through
 
 
@@ -81,31 +82,94 @@ def paced(
     assert options.latency is not None
     if latency.device is None:
         return Paced({}, None, None, _by_table(latency))
-    analysis = prepared.analysis
-    whole = latency(analysis.nothing_removed)
-    feeds = random_inputs(prepared.original, analysis.shapes, options.scoring.seed)
-    margin, best, seen = 0.0, Paced({}, None, None, ""), set()
-    for trial in range(TRIES):
-        progress(trial / TRIES)
-        decision = decide(prepared, judged, options, {"latency": margin})
-        removed = decision.removed
-        key = (removed.tobytes(), *sorted(decision.ranks.items()))
-        if key in seen:
-            break
-        seen.add(key)
-        said = decision.costs.latency if decision.costs is not None else latency(removed)
-        predicted = said / whole
-        form = shaped(prepared, judged.ranks, decision.ranks, removed)
-        made = _without(*form, slow_fusions(latency.target, options))
-        ratio = latency.device.pair(prepared.original, made, feeds)[1]
-        if best.ratio is None or _miss(ratio, options.latency) < _miss(best.ratio, options.latency):
-            note = f"latency predicted {predicted:.3f}, measured {ratio:.3f} of the original's"
-            best = Paced({"latency": margin}, decision, ratio, note + _untimed(latency))
-        if _miss(ratio, options.latency) <= NEAR_ENOUGH:
-            break
-        margin = whole * (options.latency - options.latency * predicted / ratio)
+    seek = _Seek(prepared, judged, options, latency, progress)
+    best = seek.by_latency()
+    alone = not options.search and best.decision is not None and not best.decision.ranks
+    if judged.evidence and alone:
+        best = seek.by_macs(best)
     _keep(prepared, latency)
     return best
+
+
+@dataclass(frozen=True)
+class _Seek:
+    """Plans cut and measured until one has the latency that is asked for."""
+
+    prepared: Prepared
+    judged: Judged
+    options: Options
+    latency: Latency
+    progress: Progress
+
+    def by_latency(self) -> Paced:
+        """Ask the prediction for more or less by what measuring finds."""
+        asked = self._asked
+        whole = self.latency(self.prepared.analysis.nothing_removed)
+        margin, best, seen = 0.0, Paced({}, None, None, ""), set()
+        for trial in range(TRIES):
+            self.progress(trial / (TRIES + MACS_TRIES))
+            decision = decide(self.prepared, self.judged, self.options, {"latency": margin})
+            key = (decision.removed.tobytes(), *sorted(decision.ranks.items()))
+            if key in seen:
+                break
+            seen.add(key)
+            found = self._measured(decision, {"latency": margin})
+            assert found.ratio is not None
+            if best.ratio is None or _miss(found.ratio, asked) < _miss(best.ratio, asked):
+                best = found
+            if _miss(found.ratio, asked) <= NEAR_ENOUGH:
+                break
+            margin = whole * (asked - asked * self._predicted(decision) / found.ratio)
+        return best
+
+    def by_macs(self, best: Paced) -> Paced:
+        """A plan for MACs that measures as fast, where it gives up less: predictions are good to a
+        few percent, and what a plan by them gains can be less than that."""
+        analysis = self.prepared.analysis
+        assert best.decision is not None
+        assert best.ratio is not None
+        macs = analysis.cost.of(best.decision.removed).macs
+        share = macs / analysis.cost.of(analysis.nothing_removed).macs
+        least = damage(self.prepared, self.judged, best.decision.removed)
+        enough = max(NEAR_ENOUGH, _miss(best.ratio, self._asked))
+        for trial in range(MACS_TRIES):
+            self.progress((TRIES + trial) / (TRIES + MACS_TRIES))
+            also = min(share, self.options.flops or 1.0)
+            try:
+                by_macs = replace(self.options, latency=None, flops=also)
+                decision = decide(self.prepared, self.judged, by_macs)
+            except TargetError:  # no plan for so few MACs
+                return best
+            found = self._measured(decision, {})
+            assert found.ratio is not None
+            lost = damage(self.prepared, self.judged, decision.removed)
+            if _miss(found.ratio, self._asked) <= enough:
+                return found if lost < least else best
+            share = min(share * self._asked / found.ratio, 1.0)
+        return best
+
+    @property
+    def _asked(self) -> float:
+        assert self.options.latency is not None
+        return self.options.latency
+
+    def _predicted(self, decision: Decision) -> float:
+        counted = decision.costs
+        said = counted.latency if counted is not None else self.latency(decision.removed)
+        return said / self.latency(self.prepared.analysis.nothing_removed)
+
+    def _measured(self, decision: Decision, margins: Mapping[str, float]) -> Paced:
+        device, prepared = self.latency.device, self.prepared
+        assert device is not None
+        feeds = random_inputs(
+            prepared.original, prepared.analysis.shapes, self.options.scoring.seed
+        )
+        form = shaped(prepared, self.judged.ranks, decision.ranks, decision.removed)
+        made = _without(*form, slow_fusions(self.latency.target, self.options))
+        ratio = device.pair(prepared.original, made, feeds)[1]
+        predicted = self._predicted(decision)
+        note = f"latency predicted {predicted:.3f}, measured {ratio:.3f} of the original's"
+        return Paced(margins, decision, ratio, note + _untimed(self.latency))
 
 
 def _by_table(latency: Latency) -> str:

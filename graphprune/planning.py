@@ -186,6 +186,14 @@ def decide(
     return alone.noting(said)
 
 
+def damage(prepared: Prepared, judged: Judged, removed: Mask) -> float:
+    """Summed distortion of what leaves, as the allocation counts it."""
+    coupling = prepared.analysis.coupling
+    units = {group.index: group.units for group in coupling.groups}
+    units[BLOCKS] = coupling.blocks[coupling.blocks >= 0]
+    return float(sum(e.curve[int(removed[units[g]].sum())] for g, e in judged.evidence.items()))
+
+
 def rehearse(prepared: Prepared, options: Options) -> None:
     """Raise what an impossible budget raises, or a wrong file, from weights alone."""
     if options.from_outside:

@@ -31,7 +31,7 @@ from graphprune.coupling import Mask
 from graphprune.cut import cut
 from graphprune.options import Options
 from graphprune.pace import paced, timed
-from graphprune.planning import Judged, decide, judge
+from graphprune.planning import damage, decide, judge
 from graphprune.prepared import Prepared
 from graphprune.runtime import random_inputs, session, time_interleaved
 from graphprune.study import study
@@ -78,14 +78,6 @@ def compared(path: Path, plans: int, threads: int) -> list[tuple[float, float]]:
         removed = random_plan(prepared, rng)
         found.append((latency(removed) / whole, ratio_of(prepared, removed, threads)))
     return found
-
-
-def damage(prepared: Prepared, judged: Judged, removed: Mask) -> float:
-    """Summed distortion of a plan, as the allocation counts it."""
-    groups = {group.index: group for group in prepared.analysis.coupling.groups}
-    return float(
-        sum(e.curve[int(removed[groups[g].units].sum())] for g, e in judged.evidence.items())
-    )
 
 
 def halves(path: Path, threads: int, samples: int) -> tuple[float, float, float, float]:
