@@ -108,7 +108,12 @@ class _Seek:
         margin, best, seen = 0.0, Paced({}, None, None, ""), set()
         for trial in range(TRIES):
             self.progress(trial / (TRIES + MACS_TRIES))
-            decision = decide(self.prepared, self.judged, self.options, {"latency": margin})
+            try:
+                decision = decide(self.prepared, self.judged, self.options, {"latency": margin})
+            except TargetError:
+                if best.decision is None:
+                    raise
+                break  # the prediction asks for more than there is: what was measured stands
             key = (decision.removed.tobytes(), *sorted(decision.ranks.items()))
             if key in seen:
                 break
