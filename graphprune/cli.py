@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from graphprune.commands import look, prune, targets  # noqa: F401  (each adds its commands)
+from graphprune.commands import blocks, look, prune, targets  # noqa: F401  (each adds its own)
 from graphprune.commands.group import cli
 from graphprune.errors import GraphPruneError, UsageError
 
