@@ -141,15 +141,15 @@ def settled_blocks(
         error = float(np.mean([distortion(a, b) for a, b in pairs]))
         units = analysis.coupling.blocks
         found[key] = error, factor, int(decision.removed[units[units >= 0]].sum())
-    error, factor, gone = min(found.values())
-    others = [e for e, _, n in found.values() if (n > 0) != (gone > 0)]
+    factor = min(found.values())[1]
     curves = {g: e for g, e in judged.evidence.items() if g != BLOCKS}
     if np.isfinite(factor):
         blocks = judged.evidence[BLOCKS]
         curves[BLOCKS] = replace(blocks, curve=blocks.curve * factor)
-    note = f"{gone} blocks leave: distortion on inputs held out {error:.3g}"
-    if others:
-        note += f", {'without blocks' if gone else 'with blocks'} {min(others):.3g}"
+    without, some = ([e for e, _, n in found.values() if bool(n) is left] for left in (False, True))
+    kinds = (("with blocks gone", some), ("with all blocks", without))
+    least = [f"{min(errors):.3g} {kind}" for kind, errors in kinds if errors]
+    note = f"distortion on inputs held out: {', '.join(least)}"
     return replace(judged, evidence=curves), (note,)
 
 
