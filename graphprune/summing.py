@@ -20,6 +20,7 @@ from graphprune.study import Study
 from graphprune.validate import Verdict, measure, scorer_of
 
 NOTHING_IDLE = "lossless: nothing here is dead, constant or a duplicate; the model is as given"
+NO_BUDGET = "no budget was given, so nothing else left; --target-flops 0.5 asks for half of the MACs"
 
 
 def sum_up(
@@ -50,6 +51,7 @@ def sum_up(
     unseen = prepared.quantised_notes if options.repair_name != "none" else []
     alone = options.unbudgeted and not prepared.cleaned and not made.decision.removed.any()
     unlost = [NOTHING_IDLE] if alone else []
+    unlost += [NO_BUDGET] if options.unbudgeted else []
     folded = [change for change in made.changes if change.pass_name == "fold_batch_norm"]
     unlost += [f"lossless: {len(folded)} BatchNormalizations folded"] if folded else []
     inside = [] if studied.inputs is None else prepared.body_notes
