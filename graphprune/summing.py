@@ -20,7 +20,7 @@ from graphprune.study import Study
 from graphprune.validate import Verdict, measure, scorer_of
 
 NOTHING_IDLE = "lossless: nothing here is dead, constant or a duplicate; the model is as given"
-NO_BUDGET = "no budget was given, so nothing else left; --target-flops 0.5 asks for half of the MACs"
+NO_BUDGET = "no budget was given: nothing else left; --target-flops 0.5 asks for half of the MACs"
 
 
 def sum_up(
