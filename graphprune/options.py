@@ -116,6 +116,12 @@ class Options:
             raise UsageError(
                 f"--units ranks and {other} do not work together", hint="Leave out one of them."
             )
+        others = sorted({"blocks", "ranks"} & set(self.units))
+        if self.unconstrained and others:
+            raise UsageError(
+                f"--unconstrained compares plans of channels, and --units names {others[0]}",
+                hint="Leave out one of them.",
+            )
         if self.fast and (self.calib is not None or self.search or self.spread == "solved"):
             raise UsageError(
                 "--fast looks at weights alone",

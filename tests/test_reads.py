@@ -201,3 +201,20 @@ def test_weights_that_two_nodes_share_are_said() -> None:
     result = OpenReads().run(model, Context())
     assert not result.changes
     assert {entry.reason for entry in result.skipped} == {"its weight is read elsewhere too"}
+
+
+def test_a_table_that_is_also_the_last_weight_is_read_whole() -> None:
+    b = Builder(9)
+    table = b.weight(20, 8)
+    x = b.add("Gather", table, b.add("Cast", "ids", to=onnx.TensorProto.INT64))
+    for _ in range(2):
+        normed = b.add("LayerNormalization", x, b.weight(8), b.weight(8))
+        x = b.add(
+            "Add", x, b.add("MatMul", b.add("MatMul", normed, b.weight(8, 6)), b.weight(6, 8))
+        )
+    y = b.add("MatMul", x, b.add("Transpose", table, perm=[1, 0]))
+    source = b.model({"ids": [1, 4]}, {y: [1, 4, 20]})
+    analysis = opened(source)
+    assert sum(is_selector(node) for node in analysis.model.nodes) == 2
+    removed = some(analysis, 1)
+    assert error_of(analysis, removed) <= 1e-4

@@ -87,7 +87,7 @@ def _edges(analysis: Analysis) -> tuple[list[_Edge], tuple[Skipped, ...]]:
         if inside[contraction.node] or is_open(node):
             skipped[contraction.node] = "a reader inside a body of control flow"
             continue
-        if list(node.input).count(partner.tensor) > 1 or len(model.consumers[weight]) > 1:
+        if list(node.input).count(partner.tensor) > 1 or _is_shared(model, weight):
             skipped[contraction.node] = "its weight is read elsewhere too"
             continue
         place = list(node.input).index(partner.tensor)
@@ -106,6 +106,19 @@ def _edges(analysis: Analysis) -> tuple[list[_Edge], tuple[Skipped, ...]]:
     ]
     said = tuple(Skipped(label(model.nodes[i]), reason) for i, reason in skipped.items())
     return shared, said
+
+
+def _is_shared(model: Model, weight: str) -> bool:
+    """Whether anything else reads the weight, or what it is computed from: an embedding, say."""
+    waiting = [weight]
+    while waiting:
+        name = waiting.pop()
+        if len(model.consumers[name]) > 1:
+            return True
+        if name in model.producer:
+            node = model.nodes[model.producer[name]]
+            waiting += [n for n in node.input if n and n not in waiting]
+    return False
 
 
 def _highest(analysis: Analysis, inside: list[tuple[str, ...]], edge: _Edge) -> _Edge:

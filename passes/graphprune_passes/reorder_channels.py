@@ -143,7 +143,8 @@ def _reread(
     """The selector's positions after its source has moved, ascending where its reader can follow:
     then also an order for the reader."""
     source = _moved(families, orders, selector.source)
-    positions = selector.positions
+    given = _moved(families, orders, selector.given)  # a weight that also makes the source
+    positions = selector.positions if given is None else selector.positions[given]
     if source is not None:
         positions = np.argsort(source)[positions]
     mine = families.on(selector.given)
