@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphprune.analysis import Analysis
+from graphprune.choices import standing
 from graphprune.cost import Costs
 from graphprune.coupling import Coupling, Group, Mask
 from graphprune.errors import NothingPrunableError, TargetError
@@ -336,7 +337,7 @@ def _units_that_hold_an_axis_open(
     """
     coupling = analysis.coupling
     held = np.zeros(coupling.n_units, dtype=bool) if stays is None else stays.copy()
-    axes = [axis.slots for axis in coupling.relations.slots.axes if len(axis)]
+    axes = [axis.slots for axis in standing(coupling.relations)]
     if not axes or not coupling.groups:
         return held
     width = coupling.widths(axes)

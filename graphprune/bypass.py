@@ -36,6 +36,8 @@ def without_terms(
             continue
         kind = "Identity" if len(rest) == 1 else node.op_type
         new = helper.make_node(kind, rest, list(node.output), name=node.name)
+        if len(rest) > 1:  # that of a Concat
+            new.attribute.extend(node.attribute)
         new.doc_string = node.doc_string
         new.metadata_props.extend(node.metadata_props)
         for key, value in (("graphprune.pass", PASS), (MARK, kind)):

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import parser
 
-from graphprune.choices import too_few
+from graphprune.choices import standing, too_few
 from graphprune.coupling import USUAL_UNITS, Coupling, Mask, couple, describe
 from graphprune.cut import cut
 from graphprune.errors import ModelError
@@ -92,7 +92,7 @@ def check_rule(
 
 def _choices(coupling: Coupling, rng: np.random.Generator) -> Iterator[Mask]:
     """Slot masks: single components, then a random half; never one that empties an axis."""
-    axes = [axis.slots for axis in coupling.relations.slots.axes if len(axis)]
+    axes = [axis.slots for axis in standing(coupling.relations)]
     if not axes:
         return
     parts = [part for fold in coupling.relations.folds for part in fold.parts]

@@ -19,6 +19,7 @@ from onnx import helper
 
 from graphprune.model import set_initializer
 from graphprune.relations import Choice, Pin, Relations
+from graphprune.slots import Axis
 
 Labels = NDArray[np.int32]  # slot → component
 Mask = NDArray[np.bool_]
@@ -55,6 +56,15 @@ def settled(relations: Relations, labels: Labels, units: Collection[str]) -> Rel
 def too_few(relations: Relations, alive: Mask) -> Choice | None:
     """The first choice that would take more slots than stay (bool per slot), if there is one."""
     return next((c for c in relations.choices if alive[c.slots].sum() < c.least), None)
+
+
+def standing(relations: Relations) -> list[Axis]:
+    """Axes of which something must stay: all but those of tensors that die with their expert."""
+    return [
+        axis
+        for axis in relations.slots.axes
+        if len(axis) and not (len(axis) == 1 and int(axis.slots[0]) in relations.vanishing)
+    ]
 
 
 def fewest(relations: Relations, unit_of: NDArray[np.int64]) -> Mapping[int, int]:

@@ -238,7 +238,7 @@ class _Branches:
 
 def _branches(model: Model, coupling: Coupling) -> _Branches:
     nodes: dict[int, list[Branch]] = {}
-    for branch in coupling.relations.branches:
+    for branch in (*coupling.relations.branches, *coupling.relations.apart):
         for node in branch.nodes:
             nodes.setdefault(node, []).append(branch)
     return _Branches(model, nodes)

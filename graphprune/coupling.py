@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
+from graphprune.apart import experts_apart
 from graphprune.choices import fewest, settled
 from graphprune.folds import same_parts, stuck_components
 from graphprune.model import Model, label
@@ -178,7 +179,10 @@ def couple(
     shift statistics, unless ``inexact``.
     """
     if relations.choices:
-        relations = settled(relations, tied(relations), units)
+        ties_alone = tied(relations)
+        if "experts" in units:
+            relations = experts_apart(model, relations, ties_alone)
+        relations = settled(relations, ties_alone, units)
     parameters = parameter_axes(model, shapes, relations)
     pins = [*held, *relations.pins]
     pins += uncarried(model, shapes, relations, parameters) if interface else relations.interface

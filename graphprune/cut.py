@@ -109,7 +109,8 @@ def cut(
         for node in (*edit.before[i], edit.nodes[i], *edit.after[i])
     ]
     new = [set_initializer(name, value) for name, value in edit.constants.items()]
-    gone = {b.tensor for b in relations.branches if not alive[b.slots].all()}
+    branches = (*relations.branches, *relations.apart)
+    gone = {b.tensor for b in branches if not alive[b.slots].all()}
     order, sums = without_terms(order, gone)
     info = _value_info(model, coupling, alive)
     result = narrowed(model.with_graph(order, [*initializers, *new], info), _kept(edit, coupling))

@@ -58,13 +58,13 @@ def zeroed(
         masked, new = masks.apply(name, contraction, kept)
         node.input[contraction.input] = masked
         inserted.setdefault(contraction.node, []).extend(new)
-    for branch in coupling.relations.branches:
-        if not alive[branch.slots].all():
-            zeros = _zeros(model, shapes, branch.tensor)
-            reader = model.consumers[branch.tensor][0][0]
-            terms = nodes[reader].input
-            terms[:] = [zeros[-1].output[0] if n == branch.tensor else n for n in terms]
-            inserted.setdefault(reader, []).extend(zeros)
+    branches = (*coupling.relations.branches, *coupling.relations.apart)
+    for name in dict.fromkeys(b.tensor for b in branches if not alive[b.slots].all()):
+        zeros = _zeros(model, shapes, name)
+        reader = model.consumers[name][0][0]
+        terms = nodes[reader].input
+        terms[:] = [zeros[-1].output[0] if n == name else n for n in terms]
+        inserted.setdefault(reader, []).extend(zeros)
     limits: list[onnx.TensorProto] = []
     for choice in coupling.relations.choices:
         kept = alive[choice.slots]

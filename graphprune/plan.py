@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from graphprune.analysis import Analysis
-from graphprune.choices import too_few
+from graphprune.choices import standing, too_few
 from graphprune.coupling import Coupling, Mask, Signature
 from graphprune.errors import UsageError
 from graphprune.slots import Axis
@@ -150,11 +150,10 @@ def emptied(coupling: Coupling, removed: Mask) -> Axis | None:
     """The first axis of which nothing would stay, or less than an operator takes of it."""
     alive = coupling.alive(removed)
     short = too_few(coupling.relations, alive)
-    axes = (axis for axis in coupling.relations.slots.axes if len(axis))
     return next(
         (
             axis
-            for axis in axes
+            for axis in standing(coupling.relations)
             if not alive[axis.slots].any()
             or (short is not None and np.array_equal(axis.slots, short.slots))
         ),

@@ -180,6 +180,8 @@ class Relations:
     heads: list[SlotArray] = field(default_factory=list)
     channels: list[SlotArray] = field(default_factory=list)  # of a group, be the groups heads
     branches: list[Branch] = field(default_factory=list)  # stated after the rules
+    apart: list[Branch] = field(default_factory=list)  # experts, each a slot of their router
+    vanishing: set[int] = field(default_factory=set)  # lone slots of tensors that die with them
     shape_reads: list[int] = field(default_factory=list)  # nodes that read a tensor's shape
     quantised: dict[str, Quantised] = field(default_factory=dict)  # integer tensor → how it reads
     dequantised: dict[str, int] = field(default_factory=dict)  # its real reading → the node

@@ -7,7 +7,8 @@ says: the norm, over all tokens, of the expert's weighed outputs. Two forms are 
    the router's shares the norms of both sides, multiplied.
 2. Experts are looked up by their numbers: the last tensor with a row for each number.
 
-3. ONNX Runtime's MoE shows nothing but the router's logits: the shares of those taken, times the
+3. Experts stand apart and are added up: the terms of the sum.
+4. ONNX Runtime's MoE shows nothing but the router's logits: the shares of those taken, times the
    norm of the weights that make what an expert says.
 How far the outputs move is then measured with the least of the experts cut.
 """
@@ -48,6 +49,7 @@ class _Seen:
     tensors: tuple[tuple[str, int], ...]
     kinds: NDArray[np.int64]
     numbers: str | None = None
+    each: bool = False  # a tensor for each expert, in their order
     fused: tuple[int, str] | None = None  # how many are taken of logits, and the last weights
 
 
@@ -136,13 +138,16 @@ def _added(analysis: Analysis, model: Model, seen: _Seen, feeds: Sequence[Feeds]
     known = [value.name for value in model.outputs]
     runner = session(with_outputs(model, [n for n in taps if n not in known], analysis.shapes))
     places = [*known, *(n for n in taps if n not in known)]
-    sums = np.zeros((len(names), len(seen.kinds)))
+    sums = np.zeros((1 if seen.each else len(names), len(seen.kinds)))
     for feed in feeds:
         found = dict(zip(places, run_session(runner, feed), strict=True))
         for i, (name, axis) in enumerate(seen.tensors):
             values = np.moveaxis(found[name], axis, 0).astype(np.float64)
             squares = np.square(values if seen.fused is None else _shares(values, seen.fused[0]))
             rows = squares.reshape(len(squares), -1).sum(axis=1)
+            if seen.each:
+                sums[0, i] += rows.sum()
+                continue
             if seen.numbers is None:
                 sums[i] += rows
             else:
@@ -171,6 +176,10 @@ def _seen(analysis: Analysis, group: Group, last: Mapping[bytes, str]) -> _Seen 
         if not np.isin(coupling.unit_of(choice.slots), group.units).all() or inside[choice.node]:
             continue
         found = [*_summed(analysis, kinds), *_looked_up(analysis, kinds, last)]
+        terms = {int(b.slots[0]): b.tensor for b in coupling.relations.apart}
+        if not found and terms.keys() >= set(choice.slots.tolist()):
+            tensors = tuple((terms[slot], 0) for slot in choice.slots.tolist())
+            found.append(_Seen(tensors, kinds.astype(np.int64), each=True))
         node = model.nodes[choice.node]
         if node.op_type == FUSED and node.input[DOWN] in model.initializers:
             how = choice.least, node.input[DOWN]

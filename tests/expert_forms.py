@@ -148,14 +148,44 @@ def counted() -> onnx.ModelProto:
     return _looked_up(b, values, numbers, 1, False)
 
 
-def branches() -> onnx.ModelProto:
-    """Every expert with weights of its own: no axis along which one could leave."""
+def _own(b: Builder) -> str:
+    """An expert with weights of its own."""
+    hidden = b.add("Relu", b.add("MatMul", "x", b.weight(WIDTH, INNER)))
+    return str(b.add("MatMul", hidden, b.weight(INNER, WIDTH)))
+
+
+def stacked() -> onnx.ModelProto:
+    """What experts with weights of their own say is stacked, weighed and summed."""
     b = Builder(12)
-    gates = b.add("Split", b.add("Softmax", _router(b)), outputs=EXPERTS, axis=1)
+    gates = b.add("Unsqueeze", b.add("Softmax", _router(b)), b.ints(2))
+    said = [b.add("Unsqueeze", _own(b), b.ints(1)) for _ in range(EXPERTS)]
+    weighed = b.add("Mul", b.add("Concat", *said, axis=1), gates)
+    return _finished(b, b.add("ReduceSum", weighed, b.ints(1), keepdims=0))
+
+
+def added(sliced: bool = False, residual: bool = False) -> onnx.ModelProto:
+    """What experts with weights of their own say is weighed, each by its column, and added up."""
+    b = Builder(13)
+    gates = b.add("Softmax", _router(b))
+    if sliced:
+        columns = [b.add("Slice", gates, b.ints(i), b.ints(i + 1), b.ints(1)) for i in range(6)]
+    else:
+        columns = b.add("Split", gates, outputs=EXPERTS, axis=1)
+    y = "x" if residual else ""
+    for column in columns:
+        said = b.add("Mul", _own(b), column)
+        y = b.add("Add", y, said) if y else said
+    return _finished(b, y)
+
+
+def picked() -> onnx.ModelProto:
+    """As ``added``, but each column is picked as one position: nothing may move."""
+    b = Builder(14)
+    gates = b.add("Softmax", _router(b))
     said = []
-    for gate in gates:
-        hidden = b.add("Relu", b.add("MatMul", "x", b.weight(WIDTH, INNER)))
-        said.append(b.add("Mul", b.add("MatMul", hidden, b.weight(INNER, WIDTH)), gate))
+    for i in range(EXPERTS):
+        column = b.add("Gather", gates, b.constant(np.int64(i)), axis=1)
+        said.append(b.add("Mul", _own(b), b.add("Unsqueeze", column, b.ints(1))))
     return _finished(b, b.add("Sum", *said))
 
 
@@ -172,8 +202,11 @@ LEAVE: dict[str, tuple[Form, int]] = {  # with as many as are taken
     "two, scattered": (scattered, 2),
     "two, OneHot": (one_hot, 2),
     "fused": (fused, 2),
+    "apart, stacked": (stacked, 1),
+    "apart, added": (added, 1),
+    "apart, sliced": (lambda: added(sliced=True), 1),
 }
 STAY: dict[str, tuple[Form, str]] = {
     "counted": (counted, "Equal: positions along the axis are read as numbers"),
-    "branches": (branches, "Softmax takes statistics over the axis"),
+    "picked": (picked, "Softmax takes statistics over the axis"),
 }

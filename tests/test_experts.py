@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from expert_forms import EXPERTS, LEAVE, STAY, TOKENS, WIDTH, top_two
+from expert_forms import EXPERTS, LEAVE, STAY, TOKENS, WIDTH, added, top_two
 from onnx import helper, numpy_helper
 
 from graphprune import api
@@ -123,6 +123,31 @@ def test_who_is_seldom_taken_leaves_first(name: str) -> None:
     kept = [score for i, score in enumerate(group.scores) if i not in group.removed]
     assert max(group.scores[1], group.scores[4]) < 1e-3 * sum(group.scores)
     assert max(group.scores[i] for i in group.removed) <= min(kept)
+
+
+@pytest.mark.parametrize("name", [name for name in LEAVE if name.startswith("apart")])
+def test_branches_leave_with_all_their_weights(name: str) -> None:
+    """Repaired, beside channels; the plan makes the same model again."""
+    model = LEAVE[name][0]()
+    options = {"units": ("channels", "experts"), "round_to": 1, "min_channels": 1, "cache": False}
+    result = api.prune(model, params=0.5, samples=32, measure=False, **options)
+    gone = max(len(group.removed) for group in result.plan.groups if len(group.scores) == EXPERTS)
+    products = [node for node in result.model.graph.node if node.op_type == "MatMul"]
+    assert gone
+    assert len(products) == 2 * (EXPERTS - gone)
+    assert 0.3 < result.after.params / result.before.params <= 0.5
+    stored = sum(
+        numpy_helper.to_array(t).size for t in result.model.graph.initializer if t.data_type == 1
+    )
+    assert result.after.params == stored
+    again = api.apply(model, result.plan)
+    assert again.model.SerializeToString() == result.model.SerializeToString()
+
+
+def test_branches_are_blocks_and_experts_at_once() -> None:
+    options = {"units": ("channels", "experts", "blocks"), "cache": False, "measure": False}
+    result = api.prune(added(residual=True), params=0.3, samples=32, **options, allow_miss=True)
+    assert result.verdict.passed
 
 
 def test_calibrated_and_repaired() -> None:
