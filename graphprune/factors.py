@@ -106,6 +106,7 @@ def directions(model: Model, site: Site, frontier: Frontier, seed: int) -> Direc
     with np.errstate(over="ignore", invalid="ignore"):
         moments = sums.centred()
         variance = squares - mean_square
+    assert isinstance(moments.xx, np.ndarray)  # narrower than those that stay rows
     if not np.isfinite(moments.xx).all() or not np.isfinite(variance):
         raise ModelError(
             "activations on the calibration inputs are NaN, infinite or too large to be squared",

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy.linalg.lapack import dpotrf, dpotrs
 
 from graphprune.statistics import Moments
+from graphprune.thin import Damped, Thin, quadratic, traces
 
 Matrix = NDArray[np.float64]
 SMALL = 64  # columns: narrower problems are solved all at once
@@ -28,9 +29,14 @@ class Ridged:
     """Xᶜ Xᶜᵀ + λ I of each group, factored once for any targets."""
 
     def __init__(self, moments: Moments, ridge: float) -> None:
-        d = moments.xx.shape[2]
-        scale = np.trace(moments.xx, axis1=1, axis2=2) / d
+        d = moments.mean_x.shape[1]
+        scale = traces(moments.xx) / d
         self.penalty = ridge * scale + np.finfo(np.float64).tiny
+        self.thin: list[Damped] = []
+        if isinstance(moments.xx, Thin):
+            pairs = zip(moments.xx.rows, self.penalty.tolist(), strict=True)
+            self.thin = [Damped(rows, penalty) for rows, penalty in pairs]
+            return
         self.left = moments.xx.copy()
         self.left.reshape(len(self.left), -1)[:, :: d + 1] += self.penalty[:, None]
         wide = self.left if d > SMALL else self.left[:0]
@@ -39,7 +45,9 @@ class Ridged:
     def solved(self, moments: Moments, weights: Matrix) -> tuple[Matrix, Matrix]:
         """As the function, for targets on the same inputs."""
         right = moments.tx + self.penalty[:, None, None] * weights
-        if self.left.shape[2] <= SMALL:
+        if self.thin:
+            matrix = np.stack([k.times(one) for k, one in zip(self.thin, right, strict=True)])
+        elif self.left.shape[2] <= SMALL:
             solution = np.linalg.solve(self.left, right.transpose(0, 2, 1))
             matrix = solution.transpose(0, 2, 1)
         else:
@@ -61,10 +69,10 @@ def offset(moments: Moments, matrix: Matrix) -> Matrix:
 
 def error(moments: Moments, matrix: Matrix, bias: Matrix) -> float:
     """Mean squared error over rows, summed over outputs, of ``matrix`` x + ``bias``."""
-    quadratic = np.einsum("gmd,gmd->", matrix @ moments.xx, matrix)
+    own = quadratic(moments.xx, matrix)
     cross = np.einsum("gmd,gmd->", matrix, moments.tx)
     means = np.einsum("gmd,gd->gm", matrix, moments.mean_x) + bias - moments.mean_t
-    return float(moments.tt.sum() - 2 * cross + quadratic + np.square(means).sum())
+    return float(moments.tt.sum() - 2 * cross + own + np.square(means).sum())
 
 
 def best_ridge(fit: Moments, held_out: Moments, weights: Matrix) -> float:

@@ -8,7 +8,6 @@ layers cheaper, and what stays whole is not touched.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +18,7 @@ from graphprune.analysis import Analysis
 from graphprune.cost import CostModel, Terms
 from graphprune.coupling import Coupling, Group, Mask
 from graphprune.factors import Matrix, Site
+from graphprune.layout import NARROW
 from graphprune.model import label, tensor_bytes
 from graphprune.slots import SlotArray
 from graphprune.targets import Target
@@ -26,7 +26,6 @@ from graphprune.targets import Target
 WORTH = 0.9  # of the whole layer's cost: two operators that hardly save anything take longer
 MOST_STEPS = 32
 MOST_NAMED = 8  # layers in a note
-FEWEST_STEPS = 6
 NODE_BYTES = 48  # of a further node beside the names in it
 
 
@@ -79,9 +78,14 @@ def ranks_of(site: Site, target: Target) -> tuple[int, ...]:
     """Ranks on the target's grid that make two layers cheaper, descending."""
     most = int(WORTH * site.even)
     step = target.multiple_of(site.linear.kind)
-    while not target.strict and most < FEWEST_STEPS * step and step % 2 == 0:
+    while not target.strict and most < target.fewest_steps * step and step % 2 == 0:
         step //= 2
-    least = max(step, math.ceil(target.minimum / step) * step if target.fixed_minimum else step)
+    least = step
+    if site.linear.kind == "Conv" and site.rows >= NARROW * target.block:
+        least = max(least, target.block)  # fewer leave the blocked layout
+    if target.fixed_minimum:
+        least = max(least, target.minimum)
+    least = -(-least // step) * step
     found = list(range(most // step * step, least - 1, -step))
     return tuple(found[:: max(1, -(-len(found) // MOST_STEPS))])
 

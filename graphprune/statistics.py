@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from scipy.linalg.blas import dger
 
 from graphprune.linear import Linear
 from graphprune.model import Array
+from graphprune.thin import Covariance, Thin, thin
 from graphprune.unfold import inputs_at, outputs_at, positions
 
 Matrix = NDArray[np.float64]
@@ -80,6 +81,9 @@ class Sums:
 
     def merged(self, other: Sums) -> Sums:
         """Both together; they must share their shifts."""
+        if self._stays_thin(other):
+            both = [*self._waiting, *other._waiting]
+            return replace(self._nothing(), _waiting=both)
         self._settle()
         other._settle()
         return Sums(
@@ -88,14 +92,44 @@ class Sums:
             self.count + other.count,
             self.x + other.x,
             self.t + other.t,
-            self.xx + other.xx,
+            self.xx + other.xx if self.gram else self.xx,
             self.tx + other.tx,
             self.tt + other.tt,
             self.gram,
         )
 
+    def _nothing(self) -> Sums:
+        """Sums of the same form, of no rows."""
+        x, t = np.zeros(self.x.shape), np.zeros(self.t.shape)
+        xx, tx = np.zeros(self.xx.shape), np.zeros(self.tx.shape)
+        return Sums(self.shift_x, self.shift_t, 0.0, x, t, xx, tx, t.copy(), self.gram)
+
+    def _stays_thin(self, other: Sums | None = None) -> bool:
+        """Whether all rows still wait, and are too few for a Gram matrix of their columns."""
+        every = [self] if other is None else [self, other]
+        rows = sum(a.shape[1] for one in every for a, _ in one._waiting)
+        settled = any(one.count for one in every)
+        return self.gram and not settled and thin(rows, self.x.shape[1])
+
+    def _thin(self) -> Moments:
+        """As ``centred``, with the rows themselves."""
+        nothing = [(np.zeros((len(self.x), 0, n)) for n in (self.x.shape[1], self.t.shape[1]))]
+        a, b = (
+            np.concatenate(part, axis=1).astype(np.float64)
+            for part in zip(*nothing, *self._waiting, strict=True)
+        )
+        n = max(a.shape[1], 1)
+        x, t = a.sum(axis=1) / n, b.sum(axis=1) / n
+        a -= x[:, None]
+        b -= t[:, None]
+        tx, tt = b.transpose(0, 2, 1) @ a / n, np.square(b).sum(axis=1) / n
+        a /= np.sqrt(n)
+        return Moments(float(len(a[0])), self.shift_x + x, self.shift_t + t, Thin(a), tx, tt)
+
     def centred(self) -> Moments:
         """Means and covariances."""
+        if self._stays_thin():
+            return self._thin()
         self._settle()
         n = max(self.count, 1.0)
         x, t = self.x / n, self.t / n
@@ -125,7 +159,7 @@ class Moments:
     count: float
     mean_x: Matrix  # [groups, in]
     mean_t: Matrix  # [groups, out]
-    xx: Matrix  # [groups, in, in]
+    xx: Covariance  # [groups, in, in]
     tx: Matrix  # [groups, out, in]
     tt: Matrix  # [groups, out], variances
 

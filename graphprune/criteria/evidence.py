@@ -23,6 +23,7 @@ from graphprune.model import Array, Model
 from graphprune.runtime import Feeds
 from graphprune.statistics import Moments, Sums, chunk_rows
 from graphprune.stretches import Stretches
+from graphprune.thin import finite
 
 Order = Callable[[Group, list[Consumer]], NDArray[np.int64] | None]
 STOPS = (0.25, 0.6)  # shares of a group gone at which its effect on the outputs is measured
@@ -117,7 +118,7 @@ def observed(linear: Linear, frontier: Frontier, seed: int) -> Moments:
     assert sums is not None
     with np.errstate(over="ignore", invalid="ignore"):
         moments = sums.centred()
-    if not np.isfinite(moments.xx).all():
+    if not finite(moments.xx):
         raise ModelError(
             "activations on the calibration inputs are NaN, infinite or too large to be squared",
             f"tensor {linear.x!r}",

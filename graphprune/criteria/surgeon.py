@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from scipy.linalg.blas import dgemm
 from scipy.linalg.lapack import dpotrf, dpotri, dtrtri
 
+from graphprune.thin import Covariance, Damped, Thin, variances
+
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.int64]
 DAMPING = 0.01  # share of the mean variance added to every input's,
@@ -28,28 +30,35 @@ class Consumer:
     """
 
     weights: Matrix  # [groups, out, in]
-    covariance: Matrix  # [groups, in, in]
+    covariance: Covariance  # [groups, in, in]
     mean: Matrix  # [groups, in]
     columns: Indices
     rows: float = np.inf  # that the covariance was taken over
     left: Matrix = field(init=False)  # [groups, in, out]: the weights updated for what has left
-    inverse: Matrix = field(init=False)
+    inverse: Matrix = field(init=False)  # empty where few rows stand for it:
+    thin: list[Damped] = field(init=False)  # then one for each group
     gone: NDArray[np.bool_] = field(init=False)  # [groups, columns that still stand]
     energy: float = field(init=False)  # ||W X||^2 per row, what errors are relative to
 
     def __post_init__(self) -> None:
         d = self.weights.shape[2]
-        variances = np.diagonal(self.covariance, axis1=1, axis2=2)
-        mean = variances.mean(axis=1)[:, None, None]
-        constant = variances <= CONSTANT * np.square(self.mean).mean(axis=1, keepdims=True)
-        constant |= variances <= CONSTANT * mean[:, 0]
+        spread = variances(self.covariance)
+        mean = spread.mean(axis=1)[:, None, None]
+        constant = spread <= CONSTANT * np.square(self.mean).mean(axis=1, keepdims=True)
+        constant |= spread <= CONSTANT * mean[:, 0]
         self.left = np.array(self.weights.swapaxes(1, 2), order="C")
         self.left[constant] = 0.0  # all in the bias: free
         damping = (DAMPING + SCARCE * d / self.rows) * mean[:, 0] + 1e-30
-        self.inverse = np.stack(
-            [_inverse(one, extra) for one, extra in zip(self.covariance, damping, strict=True)]
-        )
-        energy = np.vdot(self.covariance @ self.left, self.left)
+        self.inverse, self.thin = np.empty((0, 0, 0)), []
+        if isinstance(self.covariance, Thin):
+            pairs = zip(self.covariance.rows, damping, strict=True)
+            self.thin = [Damped(rows, float(extra[0])) for rows, extra in pairs]
+            energy = np.square(self.covariance.rows @ self.left).sum()
+        else:
+            self.inverse = np.stack(
+                [_inverse(one, extra) for one, extra in zip(self.covariance, damping, strict=True)]
+            )
+            energy = np.vdot(self.covariance @ self.left, self.left)
         self.energy = max(float(energy), 1e-30)
         self.gone = np.zeros((len(self.left), d), bool)
         self.place = np.arange(d)  # original column → where it stands now
@@ -58,7 +67,10 @@ class Consumer:
         """Relative squared error of the output if each of ``units`` alone left: [units]."""
         at = self.place[self.columns[units]]  # [units, groups, width]
         g = np.arange(at.shape[1])[None, :, None]
-        block = self.inverse[g[..., None], at[..., :, None], at[..., None, :]]
+        if self.thin:
+            block = np.stack([one.blocks(at[:, i]) for i, one in enumerate(self.thin)], axis=1)
+        else:
+            block = self.inverse[g[..., None], at[..., :, None], at[..., None, :]]
         weights = self.left[g, at]  # [units, groups, width, out]
         solved = np.linalg.solve(block, weights @ weights.swapaxes(2, 3))
         return np.asarray(np.einsum("ugww->u", solved) / self.energy)
@@ -68,7 +80,7 @@ class Consumer:
         at = self.place[self.columns[units]].transpose(1, 0, 2).reshape(len(self.left), -1)
         total = 0.0
         for g, columns in enumerate(at):
-            rows = self.inverse[g][columns]
+            rows = self.thin[g].some(columns) if self.thin else self.inverse[g][columns]
             root = np.linalg.cholesky(rows[:, columns])  # of the block that leaves
             back = np.asarray(dtrtri(root, lower=True)[0])
             half = back @ rows  # [removed, in]
@@ -76,6 +88,9 @@ class Consumer:
             total += float(np.vdot(gone, gone))
             self.left[g] -= half.T @ gone
             self.left[g][columns] = 0
+            if self.thin:
+                self.thin[g].without(columns)
+                continue
             # symmetric, so its transpose, which BLAS updates in place, is the same matrix
             dgemm(-1.0, half.T, half, 1.0, self.inverse[g].T, overwrite_c=True)
         self.gone[np.arange(len(at))[:, None], at] = True
@@ -96,7 +111,10 @@ class Consumer:
             return  # other positions in each group: they stay, as zeros
         where = where[0]
         self.left = self.left[:, where]
-        self.inverse = np.stack([one[np.ix_(where, where)] for one in self.inverse])
+        for one in self.thin:
+            one.keep(where)
+        if not self.thin:
+            self.inverse = np.stack([one[np.ix_(where, where)] for one in self.inverse])
         place = np.full(self.gone.shape[1], -1)
         place[where] = np.arange(len(where))
         self.place = np.where(self.place >= 0, place[self.place], -1)
