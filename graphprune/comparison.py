@@ -34,9 +34,10 @@ def compare(
     offered = registry()
     loaded = [(path, load(path)) for path in (a, b)]
     sizes = [input_shapes or {}, fitted_sizes(loaded[1][1], input_shapes or {})]
+    scopes = [Scope(input_shapes=given, lossless=False) for given in sizes]
     sides = [
-        analyse(model, source_bytes(path, model), Scope(input_shapes=given), offered)
-        for (path, model), given in zip(loaded, sizes, strict=True)
+        analyse(model, source_bytes(path, model), scope, offered)
+        for (path, model), scope in zip(loaded, scopes, strict=True)
     ]
     first, second = sides
     signatures = [

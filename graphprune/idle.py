@@ -137,6 +137,8 @@ def _rewritable(analysis: Analysis, facts: Facts) -> dict[tuple[int, str], Linea
     are among them only where constants or duplicates are read: each would be computed here."""
     model = analysis.model
     names = set(model.initializers)
+    if analysis.relations.quantised or analysis.relations.dequantised:
+        return {(linear.node, linear.weight): linear for linear in linears(model)}
     for contraction in analysis.relations.contractions:
         name = model.nodes[contraction.node].input[contraction.input]
         if name in names or name not in model.constant_names:

@@ -35,7 +35,10 @@ def sum_up(
         verdict = clock("measure", lambda _: _measure(prepared, made.model, options))
     pace: tuple[str, ...] = ()
     if found is not None:
-        verdict, pace = clock("measure", lambda _: held(prepared, made.model, verdict, options))
+        met = bool(prepared.cleaned) and not made.decision.removed.any()
+        verdict, pace = clock(
+            "measure", lambda _: held(prepared, made.model, verdict, options, met)
+        )
         pace = (found.note, *pace)
     if made.proof is not None:
         proof = made.proof

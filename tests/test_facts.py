@@ -14,6 +14,7 @@ from graphprune.model import Array, Model
 from graphprune.oracle import with_outputs
 from graphprune.runtime import opened, random_inputs
 from graphprune.shapes import Shapes
+from graphprune.validate import verify_normal
 
 
 def checked(model: onnx.ModelProto) -> int:
@@ -71,7 +72,10 @@ def with_idle_rows(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("seed", range(24))
 def test_random_networks(seed: int) -> None:
-    checked(with_idle_rows(random_cnn(seed), seed))
+    model = with_idle_rows(random_cnn(seed), seed)
+    checked(model)
+    prepared = api.prepare(model)
+    verify_normal(prepared.original, prepared.analysis, seed)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -310,6 +310,21 @@ def test_a_command_decides(board: Path, tmp_path: Path) -> None:
     assert any("of the original's latency" in note for note in result.notes)
 
 
+def test_what_leaves_without_loss_may_be_enough(board: Path) -> None:
+    """Half of the hidden channels are zero, so the command says a half of what it did."""
+    model = wide()
+    first = onnx.numpy_helper.to_array(model.graph.initializer[0]).copy()
+    first[:, 10:42] = 0
+    model.graph.initializer[0].CopyFrom(
+        onnx.numpy_helper.from_array(first, model.graph.initializer[0].name)
+    )
+    result = api.prune(
+        model, latency=0.8, hardware=str(board), fast=True, repair="none", cache=False
+    )
+    assert not any(group.removed for group in result.plan.groups)
+    assert any("what left without loss makes it 0.5" in note for note in result.notes)
+
+
 def test_milliseconds(board: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole.onnx"
     onnx.save(wide(), whole)

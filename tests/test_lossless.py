@@ -436,11 +436,61 @@ def test_branches_are_gone_with_blocks_alone_too() -> None:
     assert cleaned(model, units=("blocks",)).cleaned.counts["branch"] == 1
 
 
-def test_quantised_models_are_left_alone_and_that_is_said() -> None:
+@pytest.mark.parametrize("rows", [True, False])
+def test_of_quantised_weights_leaves_what_is_zero_and_what_nobody_reads(rows: bool) -> None:
     b = Builder(14)
-    weight = b.constant(np.zeros((6, 5), np.int8))
-    scale = b.constant(np.float32(0.1))
-    y = b.add("MatMul", "x", b.add("DequantizeLinear", weight, scale))
-    prepared = cleaned(b.model({"x": [2, 6]}, {y: [2, 5]}))
-    assert not prepared.cleaned
-    assert prepared.cleaned.notes == ["lossless: the model: quantised: left as it is"]
+    integers = [b.rng.integers(-99, 99, size).astype(np.int8) for size in ((6, 16), (16, 5))]
+    integers[0 if rows else 1][(slice(None), [1, 4, 9]) if rows else [1, 4, 9]] = 0
+    x = "x"
+    for value in integers:
+        weight = b.add("DequantizeLinear", b.constant(value), b.constant(np.float32(0.01)))
+        x = b.add("MatMul", x, weight)
+        if len(value) == 6:
+            ends = b.constant(np.float32(0.05)), b.constant(np.uint8(0))
+            x = b.add("DequantizeLinear", b.add("QuantizeLinear", b.add("Relu", x), *ends), *ends)
+    prepared = cleaned(b.model({"x": [2, 6]}, {x: [2, 5]}))
+    assert counts(prepared) == (0 if rows else 3, 0, 0)  # a quantiser says nothing of its input
+
+
+def test_inspect_and_compare(run: Any, tmp_path: Path) -> None:
+    model, out = tmp_path / "m.onnx", tmp_path / "o.onnx"
+    masked(model)
+    shown = json.loads(run("inspect", model, "--json").out)
+    assert shown["lossless"]["dead"] == 16
+    assert shown["groups"][0]["units"] == 16
+    assert "lossless: 16 dead units" in run("inspect", model).out
+    assert json.loads(run("inspect", model, "--json", "--no-lossless").out)["lossless"] is None
+    assert run(model, "-o", out).code == 0
+    compared = json.loads(run("compare", model, out, "--json").out)
+    assert compared["b"]["macs"] < 0.6 * compared["a"]["macs"]
+
+
+@pytest.mark.parametrize("act", ["Gelu", "FastGelu", "QuickGelu"])
+def test_constants_behind_fused_activations(act: str) -> None:
+    b = Builder(15)
+    x = b.add("Gemm", "x", b.weight(12, 6), b.weight(12), transB=1)
+    x = b.add(act, x, domain="com.microsoft")
+    y = b.add("Gemm", x, b.weight(5, 12), b.weight(5), transB=1)
+    edit(b, "c0", put([2, 3], 0))
+    nodes = [node for node in b.nodes if node.domain]
+    assert len(nodes) == 1
+    model = b.model({"x": [2, 6]}, {y: [2, 5]})
+    assert counts(cleaned(model)) == (0, 2, 0)
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.5])
+def test_a_head_of_fused_attention_whose_values_are_constant(bias: float) -> None:
+    b = Builder(16, opset=23)
+    split = []
+    for part in "qkv":
+        weight, vector = b.weight(6, 32), b.weight(32)
+        if part == "v":
+            edit(b, weight, put((slice(None), slice(8, 24)), 0))
+            edit(b, vector, put(slice(8, 24), bias))
+        split.append(b.add("Add", b.add("MatMul", "x", weight), vector))
+    shaped = [b.add("Reshape", t, b.ints(0, -1, 4, 8)) for t in split]
+    heads = [b.add("Transpose", t, perm=[0, 2, 1, 3]) for t in shaped]
+    mixed = b.add("Transpose", b.add("Attention", *heads), perm=[0, 2, 1, 3])
+    y = b.add("MatMul", b.add("Reshape", mixed, b.ints(0, -1, 32)), b.weight(32, 6))
+    prepared = cleaned(b.model({"x": [1, "n", 6]}, {y: [1, "n", 6]}, ir_version=11))
+    assert counts(prepared) == ((0, 2, 0) if bias else (2, 0, 0))

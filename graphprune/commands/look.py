@@ -29,9 +29,10 @@ def inspect(model: Path, **given: Any) -> None:
 
     prepared = api.prepare(model, scope_of(given))
     say = Voice(given)
+    cleaned = prepared.cleaned if given["lossless"] else None
     say.content(
-        inspection(prepared.analysis),
-        inspection_document(prepared.analysis, model, prepared.original_bytes),
+        inspection(prepared.analysis, prepared.cleaned.notes),
+        inspection_document(prepared.analysis, model, prepared.original_bytes, cleaned),
     )
 
 

@@ -35,11 +35,12 @@ from graphprune.voice import Voice
 @output_options
 @click.option("--plan-out", type=click.Path(path_type=Path), help="Write the plan as JSON.")
 def prune(model: Path, output: Path | None, plan_out: Path | None, **given: Any) -> None:
-    """Prune MODEL to a budget and prove the result.
+    """Prune MODEL to a budget and prove the result. Without one only what does nothing leaves.
 
     \b
     graphprune model.onnx --target-flops 0.5
     graphprune model.onnx --target-flops 0.5 --calib samples.npz
+    graphprune model.onnx
     graphprune model.onnx --max-drop 0.01 --eval labelled.npz
     """
     from dataclasses import fields

@@ -23,6 +23,8 @@ from graphprune.shapes import Shapes
 __all__ = ["Fact", "Facts", "Line", "along", "facts_of"]
 
 RULES = Table({**pointwise.table, **linear.table, **movement.table, **normalisation.table})
+GELUS = ("Gelu", "FastGelu", "BiasGelu", "QuickGelu")
+FUSED = {("com.microsoft", name) for name in GELUS}  # ONNX Runtime's own that have rules
 BYTE, BOOLEAN = 2, 9  # types of inputs that have bounds
 LARGEST = 1 << 22  # elements of a constant that is looked into
 
@@ -90,7 +92,7 @@ def _facts_of_node(facts: Facts, index: int) -> Iterator[tuple[str, Fact]]:
     model, shapes = facts.model, facts.shapes
     node = model.nodes[index]
     rule = RULES.get(node.op_type)
-    own = node.domain in ("", "ai.onnx")
+    own = node.domain in ("", "ai.onnx") or (node.domain, node.op_type) in FUSED
     if rule is None or not own or is_open(node) or model.constant_names.issuperset(node.output):
         return
     weighty = node.op_type in linear.table  # their rules read the weights as they are

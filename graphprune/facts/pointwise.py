@@ -43,6 +43,26 @@ DIPPING: dict[str, Curve] = {
 }
 
 
+@table.rule("FastGelu", "BiasGelu", "QuickGelu")
+def fused_gelu(seen: Seen) -> list[Fact | None]:
+    """Of com.microsoft: an optional bias is added first."""
+    x, shape = seen.fact(0), seen.shape(0)
+    low, high = x.low, x.high
+    kind = None if x.kind is None else joined(seen.function, [x], [shape], x.kind.ndim)
+    if seen.has(1):
+        bias = seen.fact(1)
+        low, high = low + bias.low, high + bias.high
+        kind = joined(seen.function, [x, bias], [shape, seen.shape(1)], len(shape))
+    known = (low == high) & np.isfinite(low)
+    at = np.where(known, low, 0.0)
+    if seen.node.op_type == "QuickGelu":
+        value = at * expit(seen.attr("alpha", 1.702) * at)
+    else:
+        value = _gelu(at, "tanh" if seen.node.op_type == "FastGelu" else "none")
+    bottom = np.where(low >= 0, 0.0, DEEPEST)
+    return [Fact(np.where(known, value, bottom), np.where(known, value, np.maximum(high, 0)), kind)]
+
+
 def _gelu(v: Floats, approximate: str) -> Any:
     if approximate == "tanh":
         return 0.5 * v * (1 + np.tanh(np.sqrt(2 / np.pi) * (v + 0.044715 * v**3)))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphprune.analysis import Analysis, inexact, pinned_reasons
+from graphprune.cleaned import Cleaned
 from graphprune.coupling import Group
 from graphprune.report.operators import held_back
 from graphprune.runtime import Timing
@@ -71,7 +72,10 @@ def result_document(result: Result, model: str | Path, output: str | Path | None
     }
 
 
-def inspection_document(analysis: Analysis, model: str | Path, file_bytes: int) -> dict[str, Any]:
+def inspection_document(
+    analysis: Analysis, model: str | Path, file_bytes: int, cleaned: Cleaned | None = None
+) -> dict[str, Any]:
+    """Of what is left where something was ``cleaned`` without loss."""
     costs = analysis.cost.of(analysis.nothing_removed)
     shifting = {group.index for group in inexact(analysis, ~analysis.nothing_removed)}
     return {
@@ -88,7 +92,8 @@ def inspection_document(analysis: Analysis, model: str | Path, file_bytes: int) 
         "groups": [_group(group, analysis, shifting) for group in analysis.coupling.groups],
         "pinned": [asdict(pin) for pin in pinned_reasons(analysis)],
         "unknown_operators": analysis.relations.unknown,
-        "notes": list(analysis.shapes.notes),
+        "lossless": None if cleaned is None else cleaned.document(),
+        "notes": [*analysis.shapes.notes, *(cleaned.notes if cleaned else ())],
     }
 
 

@@ -134,8 +134,8 @@ def pins_table(pins: Sequence[PinnedReason]) -> Table:
     return table
 
 
-def inspection(analysis: Analysis) -> RenderableType:
-    """Costs, groups and pins of a model."""
+def inspection(analysis: Analysis, notes: Sequence[str] = ()) -> RenderableType:
+    """Costs, groups and pins of a model, and what more there is to say of it."""
     costs = analysis.cost.of(analysis.nothing_removed)
     coupling = analysis.coupling
     head = Text(
@@ -159,7 +159,7 @@ def inspection(analysis: Analysis) -> RenderableType:
     pins = pinned_reasons(analysis)
     if pins:
         lines.append(pins_table(pins))
-    lines += [Text(f"note: {note}") for note in analysis.shapes.notes]
+    lines += [Text(f"note: {note}") for note in (*analysis.shapes.notes, *notes)]
     return Group(*lines)
 
 

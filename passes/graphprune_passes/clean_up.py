@@ -13,6 +13,7 @@ from graphprune_passes.remove_dead_channels import RemoveDeadChannels
 from graphprune_passes.remove_zero_branches import RemoveZeroBranches
 
 OF_SLOTS = ("channels", "heads", "head-dims")  # units that can do nothing; blocks are branches
+LARGEST_QUANTISED = 1 << 28  # bytes of weights that are read as real numbers
 ROUNDS = 8  # what one round removes may leave more with nothing to do
 
 
@@ -21,7 +22,8 @@ class CleanUp:
     """1. Masks in the graph are multiplied into their weights.
     2. Branches of constants are bypassed; dead, constant and duplicate units leave. What leaves may
        be all that another one was needed for: so again, a bounded number of times.
-    3. Quantised models, and those too large for memory, stay as they are.
+    3. Models too large for memory stay as they are. Of quantised ones leaves what nobody reads and
+       what is zero; weights of integers are not rewritten.
     """
 
     name: str = "clean_up"
@@ -30,8 +32,9 @@ class CleanUp:
         if too_large(model):
             return PassResult(model, (), (Skipped("the model", "too large to look into"),))
         relations = context.analysis(model).relations
-        if relations.quantised or relations.dequantised:
-            return PassResult(model, (), (Skipped("the model", "quantised: left as it is"),))
+        integers = relations.quantised or relations.dequantised
+        if integers and model.weight_bytes > LARGEST_QUANTISED:
+            return PassResult(model, (), (Skipped("the model", "quantised, and too large"),))
         units = tuple(name for name in context.scope.units if name in OF_SLOTS)
         steps = Pipeline((RemoveZeroBranches(), *([RemoveDeadChannels()] if units else [])))
         if len(units) < len(context.scope.units):
