@@ -49,6 +49,18 @@ def agreement(expected: Sequence[Array], actual: Sequence[Array]) -> float:
     return float(np.mean(shares)) if shares else 1.0
 
 
+def row_errors(expected: Sequence[Array], actual: Sequence[Array]) -> Array:
+    """Squared error of every row of the first float output: [rows], in no unit."""
+    for a, b in zip(expected, actual, strict=True):
+        if a.dtype.kind != "f" or not a.size or not a.ndim:
+            continue
+        wanted, got = a.astype(np.float64), b.astype(np.float64)
+        if a.ndim == 2 and a.shape[1] > 1:
+            wanted, got = _logits(wanted), _logits(got)
+        return np.asarray(np.square(wanted - got).reshape(len(a), -1).mean(axis=1))
+    return np.zeros(0)
+
+
 def _of(expected: Array, actual: Array) -> float:
     if expected.ndim == 2 and expected.shape[1] > 1:
         expected, actual = _logits(expected), _logits(actual)

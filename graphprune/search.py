@@ -15,7 +15,7 @@ from graphprune.budget import BLOCKS, Decision
 from graphprune.calibrate.samples import split
 from graphprune.coupling import Mask
 from graphprune.cut import cut
-from graphprune.distortion import agreement, distortion, relative_error
+from graphprune.distortion import agreement, distortion, relative_error, row_errors
 from graphprune.errors import TargetError, UsageError
 from graphprune.interface import fitted
 from graphprune.model import Array, Model
@@ -171,11 +171,12 @@ def error_on(studied: Study) -> Callable[[Model], float]:
 
 @dataclass(frozen=True)
 class Nearness:
-    """How near a model's outputs are to the original's: their mean distortion, and the share of
-    rows with the same largest class score (1 where there are no classes)."""
+    """How near a model's outputs are to the original's: their mean distortion, the share of rows
+    with the same largest class score (1 where there are no classes), and each row's error."""
 
     distortion: float
     agreement: float
+    rows: Array
 
 
 def held_out(studied: Study, options: Options) -> tuple[Study, Callable[[Model], Nearness]]:
@@ -191,8 +192,11 @@ def held_out(studied: Study, options: Options) -> tuple[Study, Callable[[Model],
 
     def near(model: Model) -> Nearness:
         pairs = list(_pairs(reference, model, held))
-        found = [agreement(a, b) for a, b in pairs]
-        return Nearness(float(np.mean([distortion(a, b) for a, b in pairs])), float(np.mean(found)))
+        return Nearness(
+            float(np.mean([distortion(a, b) for a, b in pairs])),
+            float(np.mean([agreement(a, b) for a, b in pairs])),
+            np.concatenate([row_errors(a, b) for a, b in pairs]),
+        )
 
     return part, near
 

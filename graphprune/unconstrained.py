@@ -30,11 +30,12 @@ from graphprune.planning import Judged, decide, judge, slow_fusions
 from graphprune.prepared import Prepared
 from graphprune.repair.damage import silent
 from graphprune.runtime import random_inputs
-from graphprune.search import candidate, held_out
+from graphprune.search import Nearness, candidate, held_out
 from graphprune.study import Progress, Study
 
 SHARES = (0.0, 0.4, 1.0)  # of what the constrained plan leaves in shared channels: given back
 CLEARLY = 0.9  # of the constrained plan's distortion that an unconstrained one may have at most
+SIGMAS, FEW = 2.0, 8  # standard errors of the mean gain of a row; rows that say nothing of that
 BISECTIONS = 7  # plans measured for one share under a budget on latency
 BUDGETS = {"macs": "flops", "params": "params", "bytes": "size", "memory": "peak_memory"}
 
@@ -141,9 +142,16 @@ def chosen(
     )
     if not best.widened:
         return _refused(constrained, "no plan with selectors is nearer to the original")
-    if least.distortion > CLEARLY * usual.distortion:
+    if not _clearly(least, usual):
         return _refused(constrained, f"not clearly nearer to the original: {compared}")
     return replace(best, studied=_noted(best.studied, f"unconstrained: {compared}"))
+
+
+def _clearly(least: Nearness, usual: Nearness) -> bool:
+    """Whether an unconstrained plan is nearer by more than chance: rows are compared in pairs."""
+    gain = usual.rows - least.rows
+    sure = len(gain) < FEW or gain.mean() >= SIGMAS * gain.std(ddof=1) / np.sqrt(len(gain))
+    return bool(sure) and least.distortion <= CLEARLY * usual.distortion
 
 
 def _impossible(
