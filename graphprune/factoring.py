@@ -29,7 +29,9 @@ from graphprune.study import Progress, Study
 from graphprune.targets import Target, choose
 
 INNER = "graphprune_rank"
-BETTER = 0.95  # of the distortion by channels alone: what two layers in the place of one must reach
+# Of the distortion by channels alone: what two layers in the place of one must reach. Where they
+# promised 0.82 of it (Fashion ResNet at half of its MACs) the result was no better, and 7 % slower.
+BETTER = 0.8
 
 
 def in_scope(prepared: Prepared, folded: Model) -> tuple[list[Site], list[str]]:
