@@ -122,7 +122,11 @@ def plan(prepared: Prepared, options: Options) -> tuple[Plan, Decision]:
     """Score the units and choose which leave; nothing is cut."""
     studied = study(prepared, options)
     judged = judge(studied, options)
-    studied, judged, decision = settled(studied, judged, decide(prepared, judged, options))
+    if options.unconstrained:
+        wide = chosen(studied, judged, options, None, None)
+        studied, judged = wide.studied, wide.judged
+    decision = decide(studied.prepared, judged, options)
+    studied, judged, decision = settled(studied, judged, decision)
     return written(studied, judged, decision, options), decision
 
 

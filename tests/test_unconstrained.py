@@ -19,6 +19,7 @@ from graphprune.cut import cut
 from graphprune.errors import UsageError
 from graphprune.latency.selectors import readers, unpaid
 from graphprune.model import Model
+from graphprune.options import Options
 from graphprune.oracle import law_error
 from graphprune.ordering import ordered, ranges
 from graphprune.pipeline import Context, Pipeline
@@ -290,3 +291,12 @@ def test_a_selector_must_earn_its_copy(copy: float, worth: bool) -> None:
     groups = {reader.group.index for reader in readers(analysis)}
     assert len(groups) == 3
     assert unpaid(analysis, target, Stopwatch(copy)) == (frozenset() if worth else groups)
+
+
+def test_a_plan_alone_is_the_one_that_is_carried_out() -> None:
+    result = api.prune(uneven(), flops=0.7, unconstrained=True, **QUICK)
+    options = Options.of(flops=0.7, unconstrained=True, **QUICK)
+    made, decision = api.plan(api.prepare(uneven()), options)
+    assert made.options["unconstrained"] is True
+    assert made.kept == result.plan.kept
+    assert decision.removed.any()
