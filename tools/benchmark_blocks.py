@@ -20,7 +20,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from graphprune import api
-from graphprune.analysis import Scope
 from graphprune.budget import BLOCKS, Decision
+from graphprune.cache import Cache, beside
 from graphprune.carry_out import carry_out
 from graphprune.clock import Clock
 from graphprune.distortion import relative_error
@@ -121,13 +121,18 @@ def vit(work: Path, path: Path) -> Case:
     return Case("ViT-S", path, calib, unseen, likeness, "correlation of outputs")
 
 
-def shallower(case: Case, depth: float, samples: int, repair: str) -> tuple[Model, int, int, float]:
-    """The model without the blocks that leave first: their number, of how many, share of MACs."""
+def depth_row(case: Case, depth: float, samples: int) -> list[str]:
+    """Quality of the original, without the blocks that leave first, and with those replaced."""
     options = Options(
-        flops=1.0, units=("blocks",), calib=case.calib, samples=samples, repair=repair
+        flops=1.0,
+        units=("blocks",),
+        calib=case.calib,
+        samples=samples,
+        criterion="obspa",
+        repair="obs",
     )
-    prepared = api.prepare(case.model, Scope(units=("blocks",)))
-    studied = study(prepared, options)
+    prepared = api.prepare(case.model, options.scope)
+    studied = study(replace(prepared, cache=Cache(beside(case.model))), options)
     judged = judge(studied, options)
     analysis = prepared.analysis
     units = analysis.coupling.blocks[analysis.coupling.blocks >= 0]
@@ -135,22 +140,17 @@ def shallower(case: Case, depth: float, samples: int, repair: str) -> tuple[Mode
     removed = analysis.nothing_removed
     removed[units[judged.evidence[BLOCKS].order[:gone]]] = True
     decision = Decision(removed, choose(prepared.registry.targets, "generic"))
-    plan = written(studied, judged, decision, options)
-    made = carry_out(studied, plan, decision, options, Clock(None))
-    share = analysis.cost.of(removed).macs / analysis.cost.of(analysis.nothing_removed).macs
-    return made.model, gone, len(units), share
-
-
-def depth_row(case: Case, depth: float, samples: int) -> list[str]:
     original = load(case.model)
     reference = outputs(original, case.unseen)
     cells = [f"{case.quality(original):.4f}"]
-    gone, whole, share = 0, 0, 1.0
     for repair in ("none", "obs"):
-        model, gone, whole, share = shallower(case, depth, samples, repair)
+        chosen = replace(options, repair=repair)
+        plan = written(studied, judged, decision, chosen)
+        model = carry_out(studied, plan, decision, chosen, Clock(None)).model
         error = relative_error(reference, outputs(model, case.unseen))
         cells.append(f"{case.quality(model):.4f} ({error:.3f})")
-    return [case.name, case.measure, f"{gone} of {whole}", f"{share:.1%}", *cells]
+    share = analysis.cost.of(removed).macs / analysis.cost.of(analysis.nothing_removed).macs
+    return [case.name, case.measure, f"{gone} of {len(units)}", f"{share:.1%}", *cells]
 
 
 def latency_rows(case: Case, latency: float, samples: int) -> list[list[str]]:
