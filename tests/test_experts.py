@@ -106,6 +106,8 @@ def test_an_unknown_number_of_taken_experts_pins() -> None:
         output.type.tensor_type.ClearField("shape")
     analysis = api.prepare(model, Scope(units=("experts",))).analysis
     assert not analysis.coupling.groups
+    reasons = [pin.reason for pin in analysis.coupling.pins]
+    assert "TopK on a tensor of unknown shape" in reasons
 
 
 @pytest.mark.parametrize("name", LEAVE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from graphprune.relations import Role
 from graphprune.rules.op import Op, RefusedError, Table
 
@@ -114,14 +116,16 @@ def cumulative(op: Op) -> None:
 @table.rule("TopK")
 def top_k(op: Op) -> None:
     """Positions along ``axis`` are part of the answer; the other axes go through."""
-    x, axis, k = op.input(0), op.axis(default=-1), op.list_of("k", 1)
+    x, axis = op.input(0), op.axis(default=-1)
+    given = op.attr("k") if op.version < 10 else op.value(1)
     for y in op.y:
         if y is not None:
             op.same(x, y, but=[axis])
             op.pin(y[axis], "as many as are taken")
-    if k is None:
-        raise RefusedError("how many are taken is not known before run time")
-    op.choose(0, axis, int(k[0]), smallest=not op.attr("largest", 1))
+    if given is None:
+        return op.pin(x[axis], "how many are taken is not known before run time")
+    taken = int(np.reshape(given, -1)[0])
+    op.choose(0, axis, taken, smallest=not op.attr("largest", 1))
     op.numbers(1, x[axis])
 
 
