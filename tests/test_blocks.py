@@ -249,12 +249,9 @@ def test_files_say_nothing_of_blocks() -> None:
         Options.of(flops=0.5, units=("channels", "blocks"), scores="scores.npz").check()
 
 
-def test_with_readers_apart() -> None:
-    """Blocks leave from a model whose readers keep channels of their own."""
-    made = pruned(pre_norm(layers=3)[0], ("channels", "blocks"), 0.4, unconstrained=True)
-    assert made.verdict.passed
-    again = api.apply(pre_norm(layers=3)[0], made.plan)
-    assert again.model.SerializeToString() == made.model.SerializeToString()
+def test_not_with_readers_apart() -> None:
+    with pytest.raises(UsageError, match="--units names blocks"):
+        Options.of(flops=0.5, units=("channels", "blocks"), unconstrained=True).check()
 
 
 def test_blocks_leave_only_where_that_is_better() -> None:
