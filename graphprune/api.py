@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from graphprune.budget import BLOCKS, Decision
+from graphprune.budget import Decision
 from graphprune.cache import Cache, beside
 from graphprune.carry_out import carry_out, make
 from graphprune.clock import Clock, Stage
@@ -21,6 +21,7 @@ from graphprune.errors import (
     UsageError,
     VerificationError,
 )
+from graphprune.ladders import BLOCKS
 from graphprune.memory import fitted, too_large
 from graphprune.model import Model
 from graphprune.options import Options

@@ -11,16 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphprune.analysis import Analysis
-from graphprune.choices import standing
 from graphprune.cost import Costs
-from graphprune.coupling import Coupling, Group, Mask
+from graphprune.coupling import Group, Mask
 from graphprune.errors import NothingPrunableError, TargetError
 from graphprune.knapsack import solve
-from graphprune.layout import FREE, Blocks, blocks
-from graphprune.relations import Role
+from graphprune.ladders import (
+    BLOCKS,
+    Ladder,
+    Start,
+    ladder_of_blocks,
+    ladders_of,
+    levels_of,
+    mask_of,
+)
 from graphprune.targets import Target
 
-BLOCKS = -1  # in place of a group's index: residual blocks, which leave one after the other
 SLACK = 0.02  # a result further below its budget than this is said to be limited by the grid
 MOST_GIVEN_BACK = 256  # tries; each costs one evaluation of the whole cost model
 MOST_EXCHANGES = 256  # tries to come nearer a budget with another mix of counts
@@ -48,38 +53,6 @@ class Decision:
     def noting(self, notes: Sequence[str]) -> Decision:
         """The same with more to say."""
         return replace(self, notes=(*self.notes, *notes))
-
-
-@dataclass(frozen=True)
-class Start:
-    """Units that leave whatever else does, and groups (by index) that lose no others."""
-
-    gone: Mask
-    whole: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
-class _Ladder:
-    """A group's units from the least important up, and the counts it may keep, descending."""
-
-    order: NDArray[np.int64]
-    counts: list[int]
-
-    @property
-    def whole(self) -> _Ladder:
-        """The same without a step down."""
-        return _Ladder(self.order, self.counts[:1])
-
-    def begun(self, begin: Start, group: int) -> _Ladder:
-        """The same from where ``begin`` has left it."""
-        gone = begin.gone[self.order]
-        left = int((~gone).sum())
-        order = np.concatenate([self.order[gone], self.order[~gone]])
-        further = [] if group in begin.whole else [k for k in self.counts if k < left]
-        return _Ladder(order, [left, *further])
-
-    def removed_at(self, level: int) -> NDArray[np.int64]:
-        return self.order[: len(self.order) - self.counts[level]]
 
 
 def allocate(
@@ -119,10 +92,10 @@ def allocate(
     notes: tuple[str, ...] = ()
     grid = target if curves else replace(target, fewest_steps=1)
     while True:
-        ladders = _ladders(analysis, scores, grid, stays, begin)
-        ladders += _ladder_of_blocks(coupling, scores, curves, begin)
+        ladders = ladders_of(analysis, scores, grid, stays, begin)
+        ladders += ladder_of_blocks(coupling, scores, curves, begin)
         last = np.array([len(ladder.counts) - 1 for ladder in ladders], dtype=np.int64)
-        least = _mask(ladders, last, coupling)
+        least = mask_of(ladders, last, coupling)
         reach = analysis.cost.of(least)
         if known is not None or all(reach.of(kind) <= limit for kind, limit in limits.items()):
             break
@@ -138,7 +111,7 @@ def allocate(
     steps = _ranked_steps(ladders, scores, spread, weight)
 
     def fits(levels: NDArray[np.int64]) -> bool:
-        after = analysis.cost.of(_mask(ladders, levels, coupling))
+        after = analysis.cost.of(mask_of(ladders, levels, coupling))
         return all(after.of(kind) <= limit * (1 + 1e-12) for kind, limit in limits.items())
 
     def levels_after(count: int) -> NDArray[np.int64]:
@@ -148,7 +121,7 @@ def allocate(
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(levels_after(middle)) else (middle + 1, high)
-    first = levels_after(low) if known is None else _levels_of(ladders, known)
+    first = levels_after(low) if known is None else levels_of(ladders, known)
     if curves or "latency" in budgets:
         distortions = (
             _distortions(ladders, curves, coupling.groups) if curves else _damages(ladders, scores)
@@ -157,7 +130,7 @@ def allocate(
         every = range(len(coupling.groups), len(ladders))
 
         def costs(levels: NDArray[np.int64]) -> Mapping[str, float]:
-            return _evaluated(analysis, _mask(ladders, levels, coupling), budgets, tight)
+            return _evaluated(analysis, mask_of(ladders, levels, coupling), budgets, tight)
 
         tight = _tight_steps(analysis, limits)
         found = solve(distortions, costs, _step_by_step(limits, tight), first, every)
@@ -167,13 +140,13 @@ def allocate(
 
     def gap(levels: NDArray[np.int64]) -> float:
         """How far below its budget the nearest kind of cost is, as a share of the original."""
-        after = analysis.cost.of(_mask(ladders, levels, coupling))
+        after = analysis.cost.of(mask_of(ladders, levels, coupling))
         return min(budgets[kind] - after.of(kind) / max(before.of(kind), 1) for kind in budgets)
 
     levels = _give_back(first, steps[:low], fits)
     if gap(levels) > SLACK:
         levels = _closer(levels, ladders, steps, fits, gap)
-    removed = _mask(ladders, levels, coupling)
+    removed = mask_of(ladders, levels, coupling)
     needed = coupling.closed(removed & ~analysis.idle(removed))
     return Decision(needed, grid, (*notes, *_grid_notes(budgets, gap(levels), grid)))
 
@@ -246,120 +219,7 @@ def _grid_notes(budgets: Mapping[str, float], gap: float, target: Target) -> tup
     )
 
 
-def _ladders(
-    analysis: Analysis,
-    scores: Scores,
-    target: Target,
-    stays: Mask | None = None,
-    begin: Start | None = None,
-) -> list[_Ladder]:
-    """Every group's, in their order."""
-    held = _units_that_hold_an_axis_open(analysis, scores, target, stays)
-    whole = blocks(analysis, target)
-    groups = analysis.coupling.groups
-    ladders = [_ladder(analysis, group, scores, target, held, whole) for group in groups]
-    if begin is None:
-        return ladders
-    return [ladder.begun(begin, g) for g, ladder in enumerate(ladders)]
-
-
-def _ladder(
-    analysis: Analysis,
-    group: Group,
-    scores: Scores,
-    target: Target,
-    held: Mask,
-    whole: Mapping[int, Blocks],
-) -> _Ladder:
-    importance = np.where(held[group.units], np.inf, scores[group.units])
-    order = group.units[np.argsort(importance, kind="stable")]
-    size = len(group)
-    if group.counts is not None:
-        return _Ladder(order, [size, *group.counts])
-    step, width = _step_of(analysis, group, target)
-    block = whole.get(group.index, FREE)
-    step = math.lcm(step, block.step)
-    while not target.strict and size < target.fewest_steps * step and step % (2 * block.step) == 0:
-        step //= 2
-    kept = int(held[group.units].sum())
-    taken = analysis.coupling.fewest.get(group.index)
-    if taken is not None:  # experts, which are no lanes of any hardware
-        return _Ladder(order, [*range(size, max(taken, kept, 1) - 1, -1)])
-    least = max(1, math.ceil(target.minimum / width), block.least, kept)
-    counts = [k for k in range(size // step * step, 0, -step) if k >= least]
-    return _Ladder(order, sorted({size, *counts}, reverse=True))
-
-
-def _ladder_of_blocks(
-    coupling: Coupling,
-    scores: Scores,
-    curves: Mapping[int, Scores] | None,
-    begin: Start | None,
-) -> list[_Ladder]:
-    """One for all residual blocks that may leave, if any: one by one, those with the lowest scores
-    first, and all of them may. None where there are curves, but not for blocks."""
-    units = coupling.blocks[coupling.blocks >= 0]
-    if not len(units) or (curves and BLOCKS not in curves):
-        return []
-    order = units[np.argsort(scores[units], kind="stable")]
-    ladder = _Ladder(order, list(range(len(units), -1, -1)))
-    return [ladder if begin is None else ladder.begun(begin, BLOCKS)]
-
-
-def _step_of(analysis: Analysis, group: Group, target: Target) -> tuple[int, int]:
-    """How many units make a step on the grid, and how many channels a unit is."""
-    coupling, model = analysis.coupling, analysis.model
-    step, width = 1, 1
-    for tensor, index in group.signature:
-        axis = coupling.relations.slots.tensors[tensor][index]
-        role = Role(int(np.bincount(coupling.role[axis.slots], minlength=5).argmax()))
-        if role not in (Role.PRODUCER, Role.CONSUMER):
-            continue
-        units = coupling.unit_of(axis.slots)
-        found, counts = np.unique(units, return_counts=True)
-        counts = counts[np.searchsorted(found, group.units)]
-        if counts.min() != counts.max():
-            continue  # units of unequal width have no common grid
-        operators = {model.nodes[i].op_type for i, _ in model.consumers[tensor]}
-        multiple = math.lcm(*(target.multiple_of(op) for op in operators))
-        step = math.lcm(step, multiple // math.gcd(multiple, int(counts[0])))
-        width = max(width, int(counts[0])) if role is Role.PRODUCER else width
-    return step, width
-
-
-def _units_that_hold_an_axis_open(
-    analysis: Analysis, scores: Scores, target: Target, stays: Mask | None = None
-) -> Mask:
-    """Units that must stay so that no axis of any tensor is emptied when all others leave, and
-    those that stay anyway.
-
-    Groups keep units of their own; only axes that share units of several groups need this.
-    """
-    coupling = analysis.coupling
-    held = np.zeros(coupling.n_units, dtype=bool) if stays is None else stays.copy()
-    axes = [axis.slots for axis in standing(coupling.relations)]
-    if not axes or not coupling.groups:
-        return held
-    width = coupling.widths(axes)
-    lengths = np.array([len(a) for a in axes])
-    whole = blocks(analysis, target)
-    while True:
-        ladders = [
-            _ladder(analysis, group, scores, target, held, whole) for group in coupling.groups
-        ]
-        last = np.array([len(ladder.counts) - 1 for ladder in ladders])
-        removed = _mask(ladders, last, coupling)
-        empty = np.flatnonzero(lengths - width @ removed <= 0)
-        if not len(empty):
-            return held
-        units = width[[int(empty[0])], :].indices
-        best = units[np.argmax(scores[units])]
-        if held[best]:
-            return held
-        held[best] = True
-
-
-def _macs_per_time(analysis: Analysis, ladders: list[_Ladder], target: Target) -> Scores:
+def _macs_per_time(analysis: Analysis, ladders: list[Ladder], target: Target) -> Scores:
     """For each group, MACs saved per time saved, by the target's roofline, in (0, 1].
 
     Among units of equal importance those go first whose MACs take longest: the wide maps of early
@@ -374,7 +234,7 @@ def _macs_per_time(analysis: Analysis, ladders: list[_Ladder], target: Target) -
 
 
 def _ranked_steps(
-    ladders: list[_Ladder], scores: Scores, spread: str, weight: Scores
+    ladders: list[Ladder], scores: Scores, spread: str, weight: Scores
 ) -> list[tuple[int, int]]:
     """(group, level) of every step, the one to take first in front."""
     keyed = []
@@ -394,7 +254,7 @@ def _ranked_steps(
 
 
 def _distortions(
-    ladders: list[_Ladder], curves: Mapping[int, Scores], groups: Sequence[Group]
+    ladders: list[Ladder], curves: Mapping[int, Scores], groups: Sequence[Group]
 ) -> list[Scores]:
     """Distortion at every level of every ladder. A group without a curve is taken to be as
     sensitive as the most sensitive one."""
@@ -412,7 +272,7 @@ def _distortions(
     return found
 
 
-def _damages(ladders: list[_Ladder], scores: Scores) -> list[Scores]:
+def _damages(ladders: list[Ladder], scores: Scores) -> list[Scores]:
     """In place of distortions where only scores are known: what has left, each step counted more
     the more has left before it, as in the ``balanced`` ranking. Standardised scores are below zero
     for half of the units; losing these is not worth anything either."""
@@ -428,16 +288,6 @@ def _damages(ladders: list[_Ladder], scores: Scores) -> list[Scores]:
     return found
 
 
-def thinned(analysis: Analysis, scores: Scores, target: Target, share: float) -> Mask:
-    """Units that leave so that every group keeps about ``share`` of its own, on the grid."""
-    ladders = _ladders(analysis, scores, target)
-    levels = [
-        int(np.argmin(np.abs(np.array(ladder.counts) / len(ladder.order) - share)))
-        for ladder in ladders
-    ]
-    return _mask(ladders, np.array(levels, dtype=np.int64), analysis.coupling)
-
-
 def _steps_by_damage(distortions: list[Scores], levels: NDArray[np.int64]) -> list[tuple[int, int]]:
     """(group, level) of the steps taken, those last that did most damage."""
     keyed = [
@@ -446,22 +296,6 @@ def _steps_by_damage(distortions: list[Scores], levels: NDArray[np.int64]) -> li
         for level in range(1, int(levels[g]) + 1)
     ]
     return [(g, level) for _, g, level in sorted(keyed)]
-
-
-def _mask(ladders: list[_Ladder], levels: NDArray[np.int64], coupling: Coupling) -> Mask:
-    """What leaves at these levels, and what leaves because of that."""
-    removed = np.zeros(coupling.n_units, dtype=bool)
-    pairs = zip(ladders, levels.tolist(), strict=True)
-    parts = [ladder.removed_at(level) for ladder, level in pairs]
-    removed[np.concatenate([*parts, np.empty(0, np.int64)])] = True
-    return coupling.closed(removed)
-
-
-def _levels_of(ladders: Sequence[_Ladder], removed: Mask) -> NDArray[np.int64]:
-    """The levels at which just ``removed`` has left."""
-    left = [int((~removed[ladder.order]).sum()) for ladder in ladders]
-    pairs = zip(ladders, left, strict=True)
-    return np.array([ladder.counts.index(count) for ladder, count in pairs], dtype=np.int64)
 
 
 def _made_whole(
@@ -478,13 +312,13 @@ def _made_whole(
     return levels
 
 
-def damage(curves: Mapping[int, Scores], groups: Sequence[Group], removed: Mask) -> float:
+def distortion_of(curves: Mapping[int, Scores], groups: Sequence[Group], removed: Mask) -> float:
     """The distortion of a decision by the curves of its groups, as ``allocate`` adds it up."""
     ladders = []
     for group in groups:
         gone = removed[group.units]
         order = np.concatenate([group.units[gone], group.units[~gone]])
-        ladders.append(_Ladder(order, [int((~gone).sum())]))
+        ladders.append(Ladder(order, [int((~gone).sum())]))
     return float(sum(found[0] for found in _distortions(ladders, curves, groups)))
 
 
@@ -506,7 +340,7 @@ def _give_back(
 
 def _closer(
     levels: NDArray[np.int64],
-    ladders: list[_Ladder],
+    ladders: list[Ladder],
     steps: list[tuple[int, int]],
     fits: Callable[[NDArray[np.int64]], bool],
     gap: Callable[[NDArray[np.int64]], float],

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphprune.analysis import Analysis, Scope, matching
-from graphprune.budget import Decision, allocate, damage
+from graphprune.budget import Decision, allocate, distortion_of
 from graphprune.coupling import Mask
 from graphprune.criteria.ranks import rank_curves
 from graphprune.errors import TargetError, UsageError
@@ -171,9 +171,9 @@ def with_lower_ranks(
         )
     except TargetError:
         return None
-    least = np.inf if start is None else damage(every, groups, start)
+    least = np.inf if start is None else distortion_of(every, groups, start)
     chosen = lower.chosen(found.removed)
-    if not chosen or not damage(every, groups, found.removed) < BETTER * least:
+    if not chosen or not distortion_of(every, groups, found.removed) < BETTER * least:
         return None
     costs = lower.analysis.cost.of(found.removed)
     return replace(found, removed=lower.channels(found.removed), ranks=chosen, costs=costs)

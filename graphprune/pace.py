@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from graphprune.budget import Decision, thinned
+from graphprune.budget import Decision
 from graphprune.coupling import Mask
 from graphprune.cut import cut
 from graphprune.errors import LatencyGateError, TargetError, UsageError
 from graphprune.factoring import shaped
+from graphprune.ladders import thinned
 from graphprune.latency.device import Command, Device, OnnxRuntime
 from graphprune.latency.predict import Latency
 from graphprune.model import Model

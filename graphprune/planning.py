@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from graphprune.analysis import Analysis, allowances, pinned_reasons
-from graphprune.budget import BLOCKS, Decision, Start, allocate
+from graphprune.budget import Decision, allocate, distortion_of
 from graphprune.coupling import Mask
 from graphprune.criteria import Criterion, Scores, Scoring, score
 from graphprune.criteria.evidence import Evidence
 from graphprune.errors import GraphPruneError, NothingPrunableError, TargetError, UsageError
 from graphprune.factoring import factored, ranks, with_lower_ranks
+from graphprune.ladders import BLOCKS, Start
 from graphprune.options import Options
 from graphprune.outside.masks import RESOLVE, masks_from
 from graphprune.outside.scores import scores_from
@@ -189,9 +190,11 @@ def decide(
 def damage(prepared: Prepared, judged: Judged, removed: Mask) -> float:
     """Summed distortion of what leaves, as the allocation counts it."""
     coupling = prepared.analysis.coupling
-    units = {group.index: group.units for group in coupling.groups}
-    units[BLOCKS] = coupling.blocks[coupling.blocks >= 0]
-    return float(sum(e.curve[int(removed[units[g]].sum())] for g, e in judged.evidence.items()))
+    curves = {g: found.curve for g, found in judged.evidence.items()}
+    branches = curves.pop(BLOCKS, np.zeros(1))
+    gone = int(removed[coupling.blocks[coupling.blocks >= 0]].sum())
+    of_groups = distortion_of(curves, coupling.groups, removed) if curves else 0.0
+    return of_groups + float(branches[min(gone, len(branches) - 1)])
 
 
 def rehearse(prepared: Prepared, options: Options) -> None:

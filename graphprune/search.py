@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from graphprune.budget import BLOCKS, Decision
+from graphprune.budget import Decision
 from graphprune.calibrate.samples import split
 from graphprune.coupling import Mask
 from graphprune.cut import cut
 from graphprune.distortion import agreement, distortion, relative_error, row_errors
 from graphprune.errors import TargetError, UsageError
 from graphprune.interface import fitted
+from graphprune.ladders import BLOCKS
 from graphprune.model import Array, Model
 from graphprune.options import Options
 from graphprune.planning import Judged, decide, settled

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from graphprune.analysis import Analysis
-from graphprune.budget import Start
 from graphprune.coupling import Mask
 from graphprune.cut import cut
 from graphprune.errors import TargetError, UsageError
+from graphprune.ladders import Start
 from graphprune.latency.selectors import readers, unpaid
 from graphprune.model import Model
 from graphprune.options import Options

@@ -32,12 +32,13 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from graphprune import api
-from graphprune.budget import BLOCKS, Decision
+from graphprune.budget import Decision
 from graphprune.cache import Cache, beside
 from graphprune.carry_out import carry_out
 from graphprune.clock import Clock
 from graphprune.distortion import relative_error
 from graphprune.errors import GraphPruneError
+from graphprune.ladders import BLOCKS
 from graphprune.model import Model
 from graphprune.options import Options
 from graphprune.planning import judge, written
