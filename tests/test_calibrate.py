@@ -91,14 +91,15 @@ def rows(samples: Samples, name: str = "x") -> Array:
 # npz
 
 
-def test_npz_gives_its_first_rows_in_the_inputs_type(tmp_path: Path, colour: Opened) -> None:
+def test_npz_gives_rows_of_all_of_the_file_in_the_inputs_type(tmp_path: Path, colour: Opened) -> None:
     data = np.random.default_rng(0).integers(0, 256, (9, 3, 16, 16), np.uint8)
     path = stored(tmp_path / "c.npz", x=data, labels=np.array(["a"] * 9))
     samples = open_samples(path, *colour, count=7, seed=0)
     assert (samples.count, samples.source) == (7, "7 rows of c.npz")
     assert rows(samples).dtype == np.float32
-    assert np.array_equal(rows(samples), data[:7])
-    assert np.array_equal(samples.read(5, 99)["x"], data[5:7])
+    taken = data[[0, 1, 2, 3, 5, 6, 7]]  # a file may be sorted by class
+    assert np.array_equal(rows(samples), taken)
+    assert np.array_equal(samples.read(5, 99)["x"], taken[5:])
     assert open_samples(path, *colour, count=99, seed=0).count == 9
 
 

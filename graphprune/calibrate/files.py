@@ -39,7 +39,8 @@ PIECE = 2**20  # bytes read at a time
 
 
 def from_npz(path: str | Path, model: Model, count: int | None = None) -> Samples:
-    """The first ``count`` rows of an .npz file with one array for each graph input.
+    """``count`` rows of an .npz file with one array for each graph input, evenly over the file,
+    which may be sorted by class.
 
     Further arrays (``labels``) are ignored. Each array is copied to an unnamed file and mapped, so
     that memory holds only what is read. Raises ``UsageError`` for what does not fit the model.
@@ -57,9 +58,10 @@ def from_npz(path: str | Path, model: Model, count: int | None = None) -> Sample
         raise UsageError("the arrays are empty", str(path))
     total = available if count is None else min(count, available)
     dtypes = {value.name: input_dtype(value) for value in model.inputs}
+    taken = np.arange(total) * available // max(total, 1)
 
     def read(start: int, stop: int) -> dict[str, Array]:
-        rows = slice(start, min(stop, total))
+        rows = taken[start:stop]
         return {
             name: _numbers(array[rows] if name in batched else array, dtypes[name], name, path)
             for name, array in arrays.items()
@@ -68,7 +70,7 @@ def from_npz(path: str | Path, model: Model, count: int | None = None) -> Sample
     digest = hashlib.sha256(f"npz {total}".encode())
     for name, array in arrays.items():
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        _digest_rows(digest, array[:total] if name in batched else array[None])
+        _digest_rows(digest, (array[i] for i in taken) if name in batched else array[None])
     return Samples(total, f"{total} rows of {path.name}", digest.hexdigest(), read)
 
 
