@@ -91,14 +91,18 @@ def rows(samples: Samples, name: str = "x") -> Array:
 # npz
 
 
-def test_npz_gives_rows_of_all_of_the_file_in_the_inputs_type(tmp_path: Path, colour: Opened) -> None:
+def test_npz_gives_rows_of_the_whole_file_in_the_inputs_type(
+    tmp_path: Path, colour: Opened
+) -> None:
     data = np.random.default_rng(0).integers(0, 256, (9, 3, 16, 16), np.uint8)
     path = stored(tmp_path / "c.npz", x=data, labels=np.array(["a"] * 9))
     samples = open_samples(path, *colour, count=7, seed=0)
     assert (samples.count, samples.source) == (7, "7 rows of c.npz")
     assert rows(samples).dtype == np.float32
-    taken = data[[0, 1, 2, 3, 5, 6, 7]]  # a file may be sorted by class
-    assert np.array_equal(rows(samples), taken)
+    taken = rows(samples)
+    assert {row.tobytes() for row in taken.astype(np.uint8)} == {
+        data[i].tobytes() for i in (0, 1, 2, 3, 5, 6, 7)
+    }  # a file may be sorted by class
     assert np.array_equal(samples.read(5, 99)["x"], taken[5:])
     assert open_samples(path, *colour, count=99, seed=0).count == 9
 
@@ -121,7 +125,8 @@ def test_npz_is_mapped_and_not_loaded(
 def test_npz_in_column_order(tmp_path: Path, colour: Opened) -> None:
     data = np.asfortranarray(np.random.default_rng(0).random((4, 3, 16, 16)))
     samples = open_samples(stored(tmp_path / "c.npz", x=data), *colour, count=4, seed=0)
-    assert np.array_equal(rows(samples), data.astype(np.float32))
+    found = {row.tobytes() for row in rows(samples)}
+    assert found == {row.tobytes() for row in np.ascontiguousarray(data.astype(np.float32))}
 
 
 def test_key_follows_the_content(tmp_path: Path, colour: Opened) -> None:

@@ -39,8 +39,8 @@ PIECE = 2**20  # bytes read at a time
 
 
 def from_npz(path: str | Path, model: Model, count: int | None = None) -> Samples:
-    """``count`` rows of an .npz file with one array for each graph input, evenly over the file,
-    which may be sorted by class.
+    """``count`` rows of an .npz file with one array for each graph input, evenly over the file and
+    shuffled: files are sorted by class, and some rows are held out from what others are fitted to.
 
     Further arrays (``labels``) are ignored. Each array is copied to an unnamed file and mapped, so
     that memory holds only what is read. Raises ``UsageError`` for what does not fit the model.
@@ -58,7 +58,7 @@ def from_npz(path: str | Path, model: Model, count: int | None = None) -> Sample
         raise UsageError("the arrays are empty", str(path))
     total = available if count is None else min(count, available)
     dtypes = {value.name: input_dtype(value) for value in model.inputs}
-    taken = np.arange(total) * available // max(total, 1)
+    taken = np.random.default_rng(0).permutation(total) * available // max(total, 1)
 
     def read(start: int, stop: int) -> dict[str, Array]:
         rows = taken[start:stop]
