@@ -1,0 +1,183 @@
+"""Which part of a fold carries its removals: whole heads, or the same positions of every head."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from graphprune.folds import stuck_components
+from graphprune.relations import Fold, Pin, Relations
+from graphprune.slots import SlotArray
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Which components count heads, which are what heads are made of, and where all of it stands.
+
+    Heads are made of others where queries are grouped: of KV heads, and of the query heads in each.
+    """
+
+    counted: frozenset[int]
+    within: frozenset[int]
+    whole: tuple[SlotArray, ...]  # axes of heads
+    dims: tuple[SlotArray, ...]  # what is folded with them: the positions in a head
+
+    @property
+    def slots(self) -> tuple[SlotArray, ...]:
+        return self.whole + self.dims
+
+
+def heads_of(relations: Relations, labels: NDArray[np.int32], pinned: Mask) -> Heads:
+    counted = frozenset(int(c) for slots in relations.heads for c in labels[slots])
+    within = _made_of(relations, labels, pinned, counted)
+    either = counted | within
+    whole, dims = list(relations.heads), []
+    for fold in relations.folds:
+        is_head = [not either.isdisjoint(labels[part].tolist()) for part in fold.parts]
+        whole += [part for part, head in zip(fold.parts, is_head, strict=True) if head]
+        if any(is_head):
+            dims += [part for part, head in zip(fold.parts, is_head, strict=True) if not head]
+    channels = {int(c) for slots in relations.channels for c in labels[slots]}
+    dims = [part for part in dims if channels.isdisjoint(labels[part].tolist())]
+    return Heads(counted, within, tuple(whole), tuple(dims))
+
+
+def not_among(units: Collection[str], heads: Heads) -> list[Pin]:
+    """Pins on what the user did not choose."""
+    pins = []
+    if "heads" not in units:
+        pins += [Pin(slots, "whole heads are not among the --units", -1) for slots in heads.whole]
+    if "head-dims" not in units:
+        pins += [
+            Pin(slots, "positions in heads are not among the --units", -1) for slots in heads.dims
+        ]
+    return pins
+
+
+def settled_folds(
+    relations: Relations,
+    labels: NDArray[np.int32],
+    pinned: Mask,
+    heads: Heads,
+    held: Sequence[Pin],
+) -> tuple[list[tuple[SlotArray, SlotArray]], list[Pin]]:
+    """Choose for every fold the part that carries removals; its other parts must stay whole.
+
+    Parts tied to each other across folds decide together (a channel shuffle splits and merges the
+    same two axes). What cannot leave comes last: each of its slots would take one along that must
+    stay. Of the others heads come first, then what heads are made of; among them what stands in
+    most folds (of grouped queries KV heads, not the query heads in a group). Then comes what no
+    statistics are taken over, then the part with most free slots, then the outermost.
+    """
+    places: dict[int, list[tuple[int, int]]] = {}  # class of a part → (fold, part) where it stands
+    found: dict[int, tuple[int, int, int, int]] = {}  # class → head, made of heads, exact, free
+    stuck = stuck_components(relations, labels, pinned)
+    movable: set[int] = set()  # classes with a slot that may leave
+    classes = _part_classes(relations, labels)
+    shifted = _under_statistics(relations, labels)
+    for f, fold in enumerate(relations.folds):
+        for p, part in enumerate(fold.parts):
+            loose = labels[part][~pinned[labels[part]]]
+            free = len(loose)
+            if free == 0:
+                continue
+            kind = classes[f][p]
+            components = labels[part].tolist()
+            is_head = int(not heads.counted.isdisjoint(components))
+            in_head = int(not heads.within.isdisjoint(components))
+            places.setdefault(kind, []).append((f, p))
+            exact = int(not shifted[loose].any())
+            found.setdefault(kind, (is_head, in_head, exact, free))
+            if not stuck[components].all():
+                movable.add(kind)
+
+    def rank(kind: int) -> tuple[int, int, int, int, int, int]:
+        is_head, in_head, exact, free = found[kind]
+        reach = len(places[kind]) if is_head or in_head else 0
+        return kind not in movable, -is_head, -in_head, -reach, -exact, -free
+
+    carrier: dict[int, int] = {}
+    for kind in sorted(places, key=rank):
+        folds = [f for f, _ in places[kind]]
+        if len(set(folds)) == len(folds) and not any(f in carrier for f in folds):
+            carrier.update(places[kind])
+    first_pin: dict[int, Pin] = {}
+    for pin in held if relations.folds else ():
+        for component in np.unique(labels[pin.slots]).tolist():
+            first_pin.setdefault(component, pin)
+    ties: list[tuple[SlotArray, SlotArray]] = []
+    pins: list[Pin] = []
+    for f, fold in enumerate(relations.folds):
+        chosen = carrier.get(f)
+        lengths = [len(part) for part in fold.parts]
+        for p, part in enumerate(fold.parts):
+            if p != chosen:
+                pins.append(Pin(part, "a Reshape keeps this factor whole", fold.node))
+        if chosen is None:
+            because = _what_holds(fold, labels, pinned, first_pin)
+            reason = f"it is made of axes that must stay{because}"
+            pins.append(Pin(fold.whole, reason, fold.node))
+            continue
+        shape = [1] * len(lengths)
+        shape[chosen] = lengths[chosen]
+        spread = np.broadcast_to(fold.parts[chosen].reshape(shape), lengths).reshape(-1)
+        ties.append((fold.whole, spread))
+    return ties, pins
+
+
+def _under_statistics(relations: Relations, labels: NDArray[np.int32]) -> Mask:
+    """Components over which a normalisation takes statistics."""
+    found = np.zeros(int(labels.max(initial=-1)) + 1, dtype=bool)
+    for pin in relations.shifts:
+        found[labels[pin.slots]] = True
+    return found
+
+
+def _made_of(
+    relations: Relations, labels: NDArray[np.int32], pinned: Mask, heads: frozenset[int]
+) -> frozenset[int]:
+    """Components of the parts that axes of heads are folded from, and of their parts in turn. What
+    must stay is none of them: a fixed batch may share an axis with the heads.
+    """
+    inside: dict[int, list[int]] = {}  # component → folds whose whole it belongs to
+    for f, fold in enumerate(relations.folds):
+        for component in np.unique(labels[fold.whole]).tolist():
+            inside.setdefault(component, []).append(f)
+    found: set[int] = set()
+    waiting = sorted(heads & inside.keys())
+    while waiting:
+        for f in inside.pop(waiting.pop(), ()):
+            parts = np.unique(np.concatenate([labels[part] for part in relations.folds[f].parts]))
+            found.update(parts[~pinned[parts]].tolist())
+            waiting += [component for component in parts.tolist() if component in inside]
+    return frozenset(found)
+
+
+def _what_holds(
+    fold: Fold, labels: NDArray[np.int32], pinned: Mask, first_pin: dict[int, Pin]
+) -> str:
+    """Why the parts of a fold are pinned: the reasons of each part's first pinned slot."""
+    stuck = [part[pinned[labels[part]]] for part in fold.parts]
+    found = [first_pin[int(labels[slots[0]])].reason for slots in stuck if len(slots)]
+    return f" ({', '.join(dict.fromkeys(found))})" if found else ""
+
+
+def _part_classes(relations: Relations, labels: NDArray[np.int32]) -> list[list[int]]:
+    """Parts that share any component decide together: number their classes."""
+    parts = [part for fold in relations.folds for part in fold.parts]
+    if not parts:
+        return []
+    rows = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    components = labels[np.concatenate(parts)] + len(parts)
+    size = len(parts) + int(labels.max()) + 1
+    graph = coo_array((np.ones(len(rows), np.int8), (rows, components)), shape=(size, size))
+    _, classes = connected_components(graph, directed=False)
+    numbers = iter(classes[: len(parts)].tolist())
+    return [[next(numbers) for _ in fold.parts] for fold in relations.folds]
