@@ -80,8 +80,9 @@ def outputs(model: Model, feeds: Feeds) -> list[np.ndarray]:
 def arrays(path: Path, names: list[str], count: int) -> dict[str, Any]:
     with np.load(path) as archive:
         found = {name: archive[name] for name in names}
-    step = max(1, len(found[names[0]]) // count)  # CIFAR-10 is sorted by class
-    return {name: array[::step][:count] for name, array in found.items()}
+    length = len(found[names[0]])
+    rows = np.arange(min(count, length)) * length // min(count, length)  # some are sorted by class
+    return {name: array[rows] for name, array in found.items()}
 
 
 def resnet56(work: Path, path: Path) -> Case:
