@@ -219,6 +219,8 @@ def apply(
     if given.unconstrained:
         studied = widened(studied)[0]
     if inputs and studied.inputs is not None and studied.inputs.key != inputs.get("key"):
+        if not made.options.get("ranks"):
+            planned(studied, made)  # a plan of another model is refused as that
         raise UsageError(
             "the calibration inputs are not those of the plan",
             f"{studied.inputs.source}; the plan's were {inputs['source']}",

@@ -74,7 +74,8 @@ def _missed(studied: Study, made: Made, options: Options) -> dict[str, float]:
     for kind in own.keys() & asked.keys():
         share = own[kind] / max(whole[kind], 1)
         if asked[kind] < 1 and not asked[kind] - SLACK <= share <= asked[kind]:
-            return {kind: own[kind] - predicted.of(kind) + MARGIN for kind in own}
+            spare = {"bytes": MARGIN, "params": 0}
+            return {kind: own[kind] - predicted.of(kind) + spare[kind] for kind in own}
     return {}
 
 

@@ -137,6 +137,9 @@ def decide(
     before = analysis.cost.of(analysis.nothing_removed)
     own = prepared.whole  # shares are of the user's model
     for kind in budgets:
+        if not before.of(kind) and own.get(kind):  # all of it has left without loss
+            del limits[kind]
+            continue
         if not before.of(kind):
             raise _absent(kind, prepared)
         allowed = limits[kind] * own.get(kind, before.of(kind)) - (margins or {}).get(kind, 0.0)

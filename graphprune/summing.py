@@ -54,7 +54,9 @@ def sum_up(
     unseen = prepared.quantised_notes if options.repair_name != "none" else []
     alone = options.unbudgeted and not prepared.cleaned and not made.decision.removed.any()
     unlost = [NOTHING_IDLE] if alone else []
-    unlost += [NO_BUDGET] if options.unbudgeted else []
+    said = made.plan.options
+    decided = bool(said.get("budgets") or said.get("outside"))  # in the run that made the plan
+    unlost += [NO_BUDGET] if options.unbudgeted and not decided else []
     folded = [change for change in made.changes if change.pass_name == "fold_batch_norm"]
     unlost += [f"lossless: {len(folded)} BatchNormalizations folded"] if folded else []
     inside = [] if studied.inputs is None else prepared.body_notes

@@ -57,7 +57,8 @@ def opened(prepared: Prepared) -> tuple[Prepared, PassResult]:
     if not done.changes:
         return prepared, done
     analysis = prepared.context.analysis(done.model)
-    return replace(prepared, analysis=analysis, unconstrained=True), done
+    before = prepared.before  # selectors are no part of what was given
+    return replace(prepared, analysis=analysis, unconstrained=True, uncleaned=before), done
 
 
 def widened(studied: Study) -> tuple[Study, PassResult]:

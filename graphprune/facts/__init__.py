@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from graphprune.control import is_open
+from graphprune.coupling import FLOAT_TYPES
 from graphprune.errors import UncomputableError
 from graphprune.facts import linear, movement, normalisation, pointwise
 from graphprune.facts.fact import Fact, Line, along, between, coarse, exactly
@@ -26,6 +27,8 @@ RULES = Table({**pointwise.table, **linear.table, **movement.table, **normalisat
 GELUS = ("Gelu", "FastGelu", "BiasGelu", "QuickGelu")
 FUSED = {("com.microsoft", name) for name in GELUS}  # ONNX Runtime's own that have rules
 BYTE, BOOLEAN = 2, 9  # types of inputs that have bounds
+REAL = FLOAT_TYPES | {BOOLEAN}  # arithmetic of integers wraps and truncates
+PICKING = {*movement.table, "Clip", "Identity", "Max", "Min", "Where"}  # and these compute nothing
 LARGEST = 1 << 22  # elements of a constant that is looked into
 
 
@@ -37,6 +40,7 @@ class Facts:
     shapes: Shapes
     known: dict[str, Fact] = field(default_factory=dict)
     arrays: dict[str, Array] = field(default_factory=dict)
+    sized: frozenset[str] = frozenset()  # small values that sizes of inputs decide
 
     def of(self, name: str) -> Fact | None:
         """``None`` where nothing is known, or the rank is not."""
@@ -77,7 +81,7 @@ class Facts:
 
 def facts_of(model: Model, shapes: Shapes) -> Facts:
     """Walk the model once. Reads its weights once or twice."""
-    facts = Facts(model, shapes)
+    facts = Facts(model, shapes, sized=_sized(model, shapes))
     for value in model.inputs:
         kind, shape = shapes.dtype.get(value.name), shapes.shape.get(value.name)
         if shape is not None and kind in (BYTE, BOOLEAN):
@@ -86,6 +90,19 @@ def facts_of(model: Model, shapes: Shapes) -> Facts:
         for index in range(len(model.nodes)):
             facts.known.update(_facts_of_node(facts, index))
     return facts
+
+
+def _sized(model: Model, shapes: Shapes) -> frozenset[str]:
+    """Values that other sizes of the inputs would change: all that is computed from a shape, where
+    some size is open."""
+    if not any(shapes.symbolic.values()):
+        return frozenset()
+    found: set[str] = set()
+    for node in model.nodes:
+        reads_size = node.op_type in ("Shape", "Size") and node.input[0] not in model.constant_names
+        if reads_size or not found.isdisjoint(node.input):
+            found.update(filter(None, node.output))
+    return frozenset(found)
 
 
 def _facts_of_node(facts: Facts, index: int) -> Iterator[tuple[str, Fact]]:
@@ -106,7 +123,7 @@ def _facts_of_node(facts: Facts, index: int) -> Iterator[tuple[str, Fact]]:
         ),
         tuple(shapes.shape.get(name) if name else None for name in node.input),
         tuple(shapes.shape.get(name) if name else None for name in node.output),
-        tuple(shapes.value.get(name) for name in node.input),
+        tuple(None if name in facts.sized else shapes.value.get(name) for name in node.input),
         tuple(name in model.constant_names for name in node.input),
         facts.array,
     )
@@ -117,11 +134,13 @@ def _facts_of_node(facts: Facts, index: int) -> Iterator[tuple[str, Fact]]:
     for name, fact in zip(node.output, found, strict=False):
         shape = shapes.shape.get(name)
         if name and fact is not None and shape is not None and fact.low.ndim == len(shape):
-            yield name, _sound(coarse(fact))
+            exact = shapes.dtype.get(name) in REAL or node.op_type in PICKING
+            yield name, _sound(coarse(fact if exact else fact.without_bounds))
 
 
 def _sound(fact: Fact) -> Fact:
     """Bounds that arithmetic with infinities made nothing of are none."""
-    low = np.where(np.isnan(fact.low), -np.inf, fact.low)
-    high = np.where(np.isnan(fact.high), np.inf, fact.high)
+    nothing = np.isnan(fact.low) | np.isnan(fact.high) | (fact.low > fact.high)
+    low = np.where(nothing, -np.inf, fact.low)
+    high = np.where(nothing, np.inf, fact.high)
     return Fact(low, high, fact.kind, fact.mean)

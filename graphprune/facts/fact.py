@@ -32,6 +32,11 @@ class Fact:
     mean: bool = False
 
     @property
+    def without_bounds(self) -> Fact:
+        """What is left where the numbers mean nothing."""
+        return Fact(np.full_like(self.low, -np.inf), np.full_like(self.high, np.inf), self.kind)
+
+    @property
     def known(self) -> NDArray[np.bool_]:
         """Where the bounds meet: the value itself is known."""
         return np.asarray((self.low == self.high) & np.isfinite(self.low))

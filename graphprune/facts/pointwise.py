@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import erf, expit
 
 from graphprune.coupling import FLOAT_TYPES
-from graphprune.facts.fact import Fact, Floats, coarse, joined, ranked
+from graphprune.facts.fact import Fact, Floats, coarse, joined, ranked, word
 from graphprune.facts.seen import Seen, Table
 from graphprune.rules.elementwise import BROADCAST, UNARY
 
@@ -33,6 +33,7 @@ RISING: dict[str, Curve] = {
     "LeakyRelu": lambda v, s: np.where(v < 0, v * s.attr("alpha", 0.01), v),
     "Elu": lambda v, s: np.where(v < 0, s.attr("alpha", 1.0) * np.expm1(np.minimum(v, 0)), v),
 }
+NEED_ALPHA = ("LeakyRelu", "Elu", "HardSigmoid")  # which rise only where it is not negative
 # Operators that dip below zero left of it, no deeper than this, and rise elsewhere.
 DEEPEST = -0.4
 DIPPING: dict[str, Curve] = {
@@ -59,7 +60,10 @@ def fused_gelu(seen: Seen) -> list[Fact | None]:
         value = at * expit(seen.attr("alpha", 1.702) * at)
     else:
         value = _gelu(at, "tanh" if seen.node.op_type == "FastGelu" else "none")
-    bottom = np.where(low >= 0, 0.0, DEEPEST)
+    alpha = seen.attr("alpha", 1.702) if seen.node.op_type == "QuickGelu" else 1.0
+    if alpha <= 0:
+        return [None]
+    bottom = np.where(low >= 0, 0.0, DEEPEST / min(alpha, 1.0))
     return [Fact(np.where(known, value, bottom), np.where(known, value, np.maximum(high, 0)), kind)]
 
 
@@ -72,7 +76,7 @@ def _gelu(v: Floats, approximate: str) -> Any:
 @table.rule(*UNARY, "Dropout", "CastLike")
 def unary(seen: Seen) -> list[Fact | None]:
     x, kind = seen.fact(0), None
-    if x.kind is not None:
+    if x.kind is not None and seen.node.op_type != "CastLike":  # like what, no attribute says
         kind = joined(seen.function, [x], [seen.shape(0)], x.kind.ndim)
     return [replace(_bounds(seen, x), kind=kind)]
 
@@ -82,7 +86,7 @@ def _bounds(seen: Seen, x: Fact) -> Fact:
     if name in ("Identity", "Dropout") or (name == "Cast" and seen.attr("to") in FLOAT_TYPES):
         return x
     curve = RISING.get(name)
-    if curve is not None and not (name in ("LeakyRelu", "Elu") and seen.attr("alpha", 1.0) < 0):
+    if curve is not None and not (name in NEED_ALPHA and seen.attr("alpha", 1.0) < 0):
         return Fact(_finite_or(curve(x.low, seen), x.low), _finite_or(curve(x.high, seen), x.high))
     curve = DIPPING.get(name)
     if curve is not None and seen.attr("alpha", 1.0) > 0:
@@ -111,8 +115,8 @@ def clip(seen: Seen) -> list[Fact | None]:
     low, high = (np.minimum(np.maximum(a, ends[0]), ends[1]) for a in (x.low, x.high))
     kind = None
     if x.kind is not None:
-        kind = joined(seen.function ^ np.float64(ends[0] - 3 * ends[1]).view(np.uint64), [x],
-                      [seen.shape(0)], x.kind.ndim)  # fmt: skip
+        said = word("Clip", *(float(end).hex() for end in ends))
+        kind = joined(said, [x], [seen.shape(0)], x.kind.ndim)
     return [Fact(low, high, kind)]
 
 
