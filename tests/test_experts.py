@@ -132,12 +132,12 @@ def test_branches_leave_with_all_their_weights(name: str) -> None:
     """Repaired, beside channels; the plan makes the same model again."""
     model = LEAVE[name][0]()
     options = {"units": ("channels", "experts"), "round_to": 1, "min_channels": 1, "cache": False}
-    result = api.prune(model, params=0.5, samples=32, measure=False, **options)
+    result = api.prune(model, params=0.4, samples=32, measure=False, **options)
     gone = max(len(group.removed) for group in result.plan.groups if len(group.scores) == EXPERTS)
     products = [node for node in result.model.graph.node if node.op_type == "MatMul"]
     assert gone
     assert len(products) == 2 * (EXPERTS - gone)
-    assert 0.3 < result.after.params / result.before.params <= 0.5
+    assert 0.3 < result.after.params / result.before.params <= 0.4
     stored = sum(
         numpy_helper.to_array(t).size for t in result.model.graph.initializer if t.data_type == 1
     )
