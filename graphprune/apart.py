@@ -24,7 +24,9 @@ NOBODY = -1
 
 def experts_apart(model: Model, relations: Relations, labels: Labels) -> Relations:
     """The relations, with the branches of every choice whose experts stand apart, each alone."""
-    ends = [*_pieces(model, relations), *_terms(model, relations)]
+    pieces, terms = [*_pieces(model, relations)], [*_terms(model, relations)]
+    ends = [*pieces, *((name, reader) for name, reader, _ in terms)]
+    tops = [*(reader for _, reader in pieces), *(top for _, _, top in terms)]
     owner = _owners(model, [name for name, _ in ends])
     columns = _columns(relations, labels)
     experts, apart = [*relations.experts], []
@@ -40,6 +42,8 @@ def experts_apart(model: Model, relations: Relations, labels: Labels) -> Relatio
             continue
         if not spoken.isdisjoint(kinds):
             continue
+        if len({tops[number] for number in numbers}) > 1:
+            continue  # a part of the sum could lose all of its terms, and others read it
         spoken |= {*kinds}
         experts.append(choice.slots)
         for place, kind in enumerate(kinds):
@@ -52,11 +56,6 @@ def experts_apart(model: Model, relations: Relations, labels: Labels) -> Relatio
     return replace(relations, experts=experts, apart=apart, vanishing=vanishing)
 
 
-def _read_once(model: Model, name: str) -> bool:
-    reads = model.consumers.get(name, ())
-    return len(reads) == 1 and reads[0][1] >= 0 and name not in model.output_names
-
-
 def _pieces(model: Model, relations: Relations) -> Iterator[tuple[str, int]]:
     """Pieces of one slot that a Concat alone reads, and its number."""
     slots = relations.slots.tensors
@@ -66,15 +65,16 @@ def _pieces(model: Model, relations: Relations) -> Iterator[tuple[str, int]]:
         names = list(node.input)
         axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
         known = all(name in slots and name not in model.constant_names for name in names)
-        if not known or not all(_read_once(model, name) for name in names):
+        if not known or not all(model.read_once(name) for name in names):
             continue
         axis %= max(1, slots[node.output[0]].rank)
         if all(len(slots[name][axis]) == 1 for name in names):
             yield from ((name, index) for name in names)
 
 
-def _terms(model: Model, relations: Relations) -> Iterator[tuple[str, int]]:
-    """Terms of sums: what an Add or Sum of equal shapes alone reads, less sums themselves."""
+def _terms(model: Model, relations: Relations) -> Iterator[tuple[str, int, int]]:
+    """Terms of sums: what an Add or Sum of equal shapes alone reads, less sums themselves; and the
+    last of the sums that each is a part of."""
     slots = relations.slots.tensors
     sums = {
         node.output[0]: index
@@ -85,10 +85,14 @@ def _terms(model: Model, relations: Relations) -> Iterator[tuple[str, int]]:
         and node.output[0] in slots
         and len({slots[name].shape for name in (*node.input, node.output[0])}) == 1
     }
+    top: dict[int, int] = {}
+    for name, index in reversed(sums.items()):
+        reader = model.consumers[name][0][0] if model.read_once(name) else index
+        top[index] = top.get(reader, index)
     for index in sums.values():
         for name in model.nodes[index].input:
-            if _read_once(model, name) and name not in sums:
-                yield name, index
+            if model.read_once(name) and name not in sums:
+                yield name, index, top[index]
 
 
 def _owners(model: Model, ends: list[str]) -> dict[int, int]:

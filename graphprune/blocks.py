@@ -89,11 +89,6 @@ class _Sum:
     terms: tuple[str, ...]
 
 
-def _read_once(model: Model, name: str) -> bool:
-    reads = model.consumers.get(name, ())
-    return len(reads) == 1 and reads[0][1] >= 0 and name not in model.output_names
-
-
 class _Finder:
     """The dominator trees of one model, and what they say of its sums."""
 
@@ -126,7 +121,7 @@ class _Finder:
                 nodes.append(at)
                 for name in self.model.nodes[at].input:
                     inner = self.model.producer.get(name, -1)
-                    if _read_once(self.model, name) and self._adds(inner) and self._apart(inner):
+                    if self.model.read_once(name) and self._adds(inner) and self._apart(inner):
                         waiting.append(inner)
                     else:
                         terms.append(name)
@@ -152,7 +147,7 @@ class _Finder:
         """The branches of a sum past which another of its terms leads."""
         blocks = []
         for term in found.terms:
-            if not _read_once(self.model, term) or term not in self.model.producer:
+            if not self.model.read_once(term) or term not in self.model.producer:
                 continue
             nodes = self._behind(term)
             if not self.working.intersection(nodes) or self._has_bodies(nodes):

@@ -138,6 +138,11 @@ class Model:
     def output_names(self) -> frozenset[str]:
         return frozenset(value.name for value in self.graph.output)
 
+    def read_once(self, name: str) -> bool:
+        """Whether one input of one node reads this tensor, and nothing else does."""
+        reads = self.consumers.get(name, ())
+        return len(reads) == 1 and reads[0][1] >= 0 and name not in self.output_names
+
     @cached_property
     def opsets(self) -> dict[str, int]:
         return {

@@ -189,6 +189,15 @@ def picked() -> onnx.ModelProto:
     return _finished(b, b.add("Sum", *said))
 
 
+def parted() -> onnx.ModelProto:
+    """As ``added``, but the sum of the first two is read by more than a sum: both may not leave."""
+    b = Builder(15)
+    columns = b.add("Split", b.add("Softmax", _router(b)), outputs=EXPERTS, axis=1)
+    said = [b.add("Mul", _own(b), column) for column in columns]
+    first = b.add("Exp", b.add("Add", said[0], said[1]))
+    return _finished(b, b.add("Sum", first, *said[2:]))
+
+
 Form = Callable[[], onnx.ModelProto]
 LEAVE: dict[str, tuple[Form, int]] = {  # with as many as are taken
     "dense": (dense, 1),
@@ -208,5 +217,6 @@ LEAVE: dict[str, tuple[Form, int]] = {  # with as many as are taken
 }
 STAY: dict[str, tuple[Form, str]] = {
     "counted": (counted, "Equal: positions along the axis are read as numbers"),
+    "parted": (parted, "Softmax takes statistics over the axis"),
     "picked": (picked, "Softmax takes statistics over the axis"),
 }

@@ -256,3 +256,17 @@ def test_options_of_wrong_types(run: Run, small: Path, plan: Path, wrong: dict[s
     document["options"] |= wrong
     plan.write_text(json.dumps(seal(document)))
     refused(run, small, plan, "malformed")
+
+
+def test_a_plan_of_another_model_is_refused_as_that(chain: onnx.ModelProto) -> None:
+    """Its calibration inputs differ too, but that is not what to say."""
+    options = {"flops": 0.5, "samples": 32, "measure": False, "cache": False, "round_to": 1}
+    made = api.prune(random_cnn(5), **options).plan
+    with pytest.raises(UsageError, match="another model"):
+        api.apply(chain, made)
+
+
+def test_a_plan_carried_out_asks_for_no_budget(chain: onnx.ModelProto) -> None:
+    options = {"criterion": "l1", "repair": "none", "measure": False, "round_to": 1}
+    result = api.prune(chain, flops=0.5, **options)
+    assert not any("no budget" in note for note in api.apply(chain, result.plan).notes)
