@@ -50,8 +50,7 @@ class Paced:
 def timed(prepared: Prepared, options: Options) -> Prepared:
     """``prepared`` with a cost model that predicts milliseconds, laid through two measurements."""
     target = _target(prepared, options)
-    known = bool(target.latency) and not target.latency_command
-    device = None if known else device_of(target, options.threads, options.provider)
+    device = measuring(target, options)
     path = _kept(prepared, device)
     table = (
         Table({form: dict(rows) for form, rows in target.latency.items()})
@@ -294,6 +293,13 @@ def device_of(target: Target, threads: int, provider: str) -> Device:
     if target.latency_command:
         return Command(target.latency_command)
     return OnnxRuntime(threads, provider)
+
+
+def measuring(target: Target, options: Options) -> Device | None:
+    """What times are taken on; ``None`` where the target has a table of them instead."""
+    if target.latency and not target.latency_command:
+        return None
+    return device_of(target, options.threads, options.provider)
 
 
 def _kept(prepared: Prepared, device: Device | None) -> Path | None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from graphprune.analysis import Analysis
+from graphprune.contest import clearly_nearer, track
 from graphprune.coupling import Mask
 from graphprune.cut import cut
 from graphprune.errors import TargetError, UsageError
@@ -34,8 +35,6 @@ from graphprune.search import Nearness, candidate, held_out
 from graphprune.study import Progress, Study
 
 SHARES = (0.0, 0.4, 1.0)  # of what the constrained plan leaves in shared channels: given back
-CLEARLY = 0.9  # of the constrained plan's distortion that an unconstrained one may have at most
-SIGMAS, FEW = 2.0, 8  # standard errors of the mean gain of a row; rows that say nothing of that
 BISECTIONS = 7  # plans measured for one share under a budget on latency
 BUDGETS = {"macs": "flops", "params": "params", "bytes": "size", "memory": "peak_memory"}
 
@@ -121,8 +120,9 @@ def chosen(
     margins = found.margins if found is not None else {}
     base = found.decision if found is not None else None
     base = base or decide(studied.prepared, judged, options, margins, share)
-    usual = near(candidate(fit, base.removed, options))
-    best, least = constrained, usual
+    usual_model = candidate(fit, base.removed, options)
+    usual = near(usual_model)
+    nearer: list[_Rival] = []
     for number, given in enumerate(SHARES):
         progress(number / len(SHARES))
         joint = _joint(studied.prepared, judged, options, share, found, given)
@@ -134,25 +134,41 @@ def chosen(
             continue
         if not _selects(wide.prepared.analysis, removed):
             continue
-        seen = near(candidate(wide_fit, removed, options))
-        if seen.distortion < least.distortion and seen.agreement >= usual.agreement:
-            best, least = one, seen
-    compared = (
-        f"distortion of the outputs {least.distortion:.4f} against {usual.distortion:.4f} with one "
-        "set for all readers of a tensor"
-    )
-    if not best.widened:
+        model = candidate(wide_fit, removed, options)
+        seen = near(model)
+        if seen.distortion < usual.distortion and seen.agreement >= usual.agreement:
+            nearer.append(_Rival(one, model, seen))
+    nearer.sort(key=lambda rival: rival.near.distortion)
+    if not nearer:
         return _refused(constrained, "no plan with selectors is nearer to the original")
-    if not _clearly(least, usual):
-        return _refused(constrained, f"not clearly nearer to the original: {compared}")
-    return replace(best, studied=_noted(best.studied, f"unconstrained: {compared}"))
+    if not clearly_nearer(nearer[0].near, usual):
+        return _refused(constrained, f"not clearly nearer to the original: {nearer[0].said(usual)}")
+    race_on = track(studied.prepared, options)
+    lost = ""
+    for rival in nearer:
+        if not clearly_nearer(rival.near, usual):
+            continue
+        race = race_on(usual_model, settled(wide.prepared, rival.model.opened))
+        if not race.lost:
+            note = f"unconstrained: {rival.said(usual)}; {race}"
+            return replace(rival.chosen, studied=_noted(wide, note))
+        lost = lost or f"slower: {race}, with a {rival.said(usual)}"
+    return _refused(constrained, lost)
 
 
-def _clearly(least: Nearness, usual: Nearness) -> bool:
-    """Whether an unconstrained plan is nearer by more than chance: rows are compared in pairs."""
-    gain = usual.rows - least.rows
-    sure = len(gain) < FEW or gain.mean() >= SIGMAS * gain.std(ddof=1) / np.sqrt(len(gain))
-    return bool(sure) and least.distortion <= CLEARLY * usual.distortion
+@dataclass(frozen=True)
+class _Rival:
+    """A plan with selectors, the model it makes, and how near that is to the original."""
+
+    chosen: Chosen
+    model: Model
+    near: Nearness
+
+    def said(self, usual: Nearness) -> str:
+        return (
+            f"distortion of the outputs {self.near.distortion:.4f} against {usual.distortion:.4f} "
+            "with one set for all readers of a tensor"
+        )
 
 
 def _impossible(

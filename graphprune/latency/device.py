@@ -45,7 +45,8 @@ class Device(Protocol):
         """Microseconds of a piece. Raises ``ModelError`` where it does not run alone."""
 
     def pair(self, first: Model, second: Model, feeds: Feeds) -> tuple[float, float]:
-        """Milliseconds of the first model, and of the second, perhaps cut from it, over those."""
+        """Milliseconds of the first model, and of the second over those. ``feeds`` are those of the
+        model that both may have been cut from."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class OnnxRuntime:
 
     def pair(self, first: Model, second: Model, feeds: Feeds) -> tuple[float, float]:
         runners = [session(model, self.threads, self.provider) for model in (first, second)]
-        timing = time_interleaved(runners, [feeds, fitted(second, feeds)], ROUNDS, PAIR_S)
+        inputs = [fitted(model, feeds) for model in (first, second)]
+        timing = time_interleaved(runners, inputs, ROUNDS, PAIR_S)
         return float(timing.median[0]), timing.ratio(1)[0]
 
 
