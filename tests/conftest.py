@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import onnx
 import pytest
 from graphs import Builder
+from study_forms import draw, network
 
 from graphprune import cli as program
 
@@ -81,3 +83,19 @@ def pinned(tmp_path: Path) -> Path:
     path = tmp_path / "pinned.onnx"
     onnx.save(b.model({"x": [1, 6]}, {y: [1, 5]}), path)
     return path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """The network of `study_forms` as a file, alone in its folder."""
+    folder = tmp_path / "alone"
+    folder.mkdir()
+    onnx.save(network(), folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+@pytest.fixture
+def calib(tmp_path: Path) -> Path:
+    """Thirty samples for it."""
+    np.savez(tmp_path / "calib.npz", x=draw(30, 3, 6, 6))
+    return tmp_path / "calib.npz"

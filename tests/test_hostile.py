@@ -13,8 +13,8 @@ import pytest
 from graphs import Builder
 from mutations import deep_bytes
 from onnx import TensorProto, helper, numpy_helper
+from refusals import MODEL, Run, contents, refused, store, weights
 from seeds import functions
-from test_bad_input import MODEL, Run, contents, refused, store, weights
 
 from graphprune import api, external, memory, oracle, runtime, storage
 from graphprune.errors import UsageError

@@ -264,7 +264,7 @@ def test_out_of_reach() -> None:
 
 
 def test_on_the_command_line(run: Run, resnet: Path, tmp_path: Path) -> None:
-    from test_cli import read_json
+    from command_line import read_json
 
     ran = run(
         resnet, "--target-memory", 0.6, "--fast", "--round-to", 1, "--no-measure", "--json",

@@ -8,8 +8,8 @@ from typing import Any
 
 import onnx
 import pytest
+from command_line import read_json
 from graphs import Builder
-from test_cli import read_json
 
 from graphprune.operators import Operator, by_type, profiled_sessions
 from graphprune.report.operators import ROWS, held_back, operators_table

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import onnx
 import pytest
-from test_cli import read_json
+from command_line import read_json
 from test_latency import BOARD, wide
 
 from graphprune import api, carry_out, study
