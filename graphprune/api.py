@@ -22,6 +22,7 @@ from graphprune.errors import (
     VerificationError,
 )
 from graphprune.ladders import BLOCKS
+from graphprune.low_rank import Way, settled_ranks
 from graphprune.memory import fitted, too_large
 from graphprune.model import Model
 from graphprune.options import Options
@@ -123,6 +124,9 @@ def plan(prepared: Prepared, options: Options) -> tuple[Plan, Decision]:
     """Score the units and choose which leave; nothing is cut."""
     studied = study(prepared, options)
     judged = judge(studied, options)
+    if "ranks" in options.units:
+        way = settled_ranks(studied, Way(judged, None, None), options)
+        studied, judged = _noted(studied, way), way.judged
     if options.unconstrained:
         wide = chosen(studied, judged, options, None, None)
         studied, judged = wide.studied, wide.judged
@@ -191,6 +195,12 @@ def _pruned(studied: Study, judged: Judged, options: Options, clock: Clock) -> R
     found = None
     if options.latency is not None:
         found = clock("pace", lambda progress: paced(studied.prepared, judged, options, progress))
+    if "ranks" in options.units:
+        way = Way(judged, share, found)
+        way = clock(
+            "ranks", lambda progress: settled_ranks(studied, way, options, weights, progress)
+        )
+        studied, judged, share, found = _noted(studied, way), way.judged, way.share, way.found
     if options.unconstrained:
         wide = clock(
             "unconstrained",
@@ -200,6 +210,10 @@ def _pruned(studied: Study, judged: Judged, options: Options, clock: Clock) -> R
         studied, judged, share, found = wide.studied, wide.judged, wide.share, wide.found
     made = make(studied, judged, options, clock, share, weights, found)
     return sum_up(made.studied, made, options, clock, found)
+
+
+def _noted(studied: Study, way: Way) -> Study:
+    return replace(studied, notes=(*studied.notes, *[way.note] * bool(way.note)))
 
 
 def apply(

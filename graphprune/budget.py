@@ -49,6 +49,7 @@ class Decision:
     notes: tuple[str, ...] = ()
     ranks: Mapping[str, int] = field(default_factory=dict)  # of layers that become two, by weight
     costs: Costs | None = None  # as counted with these
+    missed: bool = False  # a budget, which was allowed
 
     def noting(self, notes: Sequence[str]) -> Decision:
         """The same with more to say."""
@@ -191,7 +192,7 @@ def _missed(
         if reach[kind] > share
     )
     if allow_miss:
-        return Decision(least, target, (f"budget missed: {missed}",))
+        return Decision(least, target, (f"budget missed: {missed}",), missed=True)
     raise TargetError(
         f"the budget cannot be reached: {missed}",
         f"target {target.name}",

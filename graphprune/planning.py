@@ -31,7 +31,6 @@ from graphprune.targets import Target, choose
 from graphprune.version import __version__
 
 FALLBACK = "l1"
-NO_LAYER = "no layer of this model can become two of a lower rank that costs less"
 WORTH_NAMING, MOST_REASONS = 0.005, 8  # share of the MACs, and lines, where a budget is missed
 Margins = Mapping[str, float]  # kind of cost → what the result has beyond the cost model's count
 
@@ -124,8 +123,8 @@ def decide(
     ``weights`` scale the groups' curves, and blocks stay where theirs is infinite; ``margins`` are
     kept free below the budgets.
 
-    Where layers may also become two, that is done where it does less damage than removing channels
-    alone.
+    Where layers may also become two, that is done where it promises less damage than removing
+    channels alone.
     """
     analysis = prepared.analysis
     outside = judged.outside
@@ -185,9 +184,8 @@ def decide(
         raise TargetError(failure.what, failure.where, _held(analysis) + failure.hint) from failure
     assert alone is not None
     said = () if outside is None else outside.notes
-    if "ranks" in options.units:
-        said = (*said, *(lower.notes(alone.ranks) if lower is not None else (NO_LAYER,)))
-    return alone.noting(said)
+    ranked_notes = () if lower is None else lower.notes(alone.ranks)
+    return alone.noting((*said, *ranked_notes))
 
 
 def damage(prepared: Prepared, judged: Judged, removed: Mask) -> float:

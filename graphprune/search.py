@@ -138,7 +138,7 @@ def settled_blocks(
             continue
         if (key := decision.removed.tobytes()) in found:
             continue
-        pairs = _pairs(reference, _carried(part, judged, decision, options), held)
+        pairs = _pairs(reference, carried(part, judged, decision, options), held)
         error = float(np.mean([distortion(a, b) for a, b in pairs]))
         units = analysis.coupling.blocks
         found[key] = error, factor, int(decision.removed[units[units >= 0]].sum())
@@ -236,10 +236,10 @@ def _candidate(
 ) -> Model:
     """The model that a plan would give, cut and repaired."""
     decision = decide(studied.prepared, judged, options, None, share, weights)
-    return _carried(studied, judged, decision, options)
+    return carried(studied, judged, decision, options)
 
 
-def _carried(studied: Study, judged: Judged, decision: Decision, options: Options) -> Model:
+def carried(studied: Study, judged: Judged, decision: Decision, options: Options) -> Model:
     """The model that a decision gives, cut and repaired."""
     studied, _, decision = settled(studied, judged, decision)
     return candidate(studied, decision.removed, options)

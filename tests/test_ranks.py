@@ -15,11 +15,12 @@ import pytest
 from conftest import Ran
 from graphs import Builder
 from onnx import TensorProto, helper, numpy_helper
+from stopwatch import board
 
 from graphprune import api
 from graphprune.cost import count_params
 from graphprune.cut import cut
-from graphprune.errors import UsageError
+from graphprune.errors import TargetError, UsageError
 from graphprune.factoring import shaped
 from graphprune.latency.micro import Micro
 from graphprune.latency.predict import Latency
@@ -111,6 +112,74 @@ def test_random_layers_stay_one() -> None:
     assert not ranks_of(both.plan)
     assert both.model == alone.model
     assert any("no layer becomes two" in note for note in both.notes)
+
+
+@pytest.mark.parametrize("cost", [0.0, 1.0])
+def test_two_layers_must_not_take_longer_than_channels_alone(tmp_path: Path, cost: float) -> None:
+    timed = {"measure": True, "rounds": 0, "round_to": None}
+    timed["hardware"] = board(tmp_path, "MatMul", cost)
+    source = mlp(low)
+    alone, both = pruned(source, units=("channels", "heads"), **timed), pruned(source, **timed)
+    said = [note for note in both.notes if "ms against" in note]
+    assert len(said) == 1
+    if cost:
+        assert said[0].startswith("--units ranks refused: slower: ")
+        assert both.model == alone.model
+        assert not ranks_of(both.plan)
+    else:
+        assert said[0].startswith("ranks: distortion of the outputs ")
+        assert ranks_of(both.plan)
+
+
+def test_what_is_nearer_only_by_promise_is_refused() -> None:
+    given = {"flops": 0.2, "min_channels": 8}
+    source = mlp(low)
+    both = pruned(source, **given)
+    assert any(n.startswith("--units ranks refused: not clearly better: ") for n in both.notes)
+    assert both.model == pruned(source, units=("channels", "heads"), **given).model
+    assert not ranks_of(both.plan)
+
+
+def test_a_plan_alone_is_the_one_that_is_carried_out() -> None:
+    for weight in (low, full):
+        source = mlp(weight)
+        options = Options.of(**{**USUAL, "flops": 0.5, "units": ALL})
+        made, decision = api.plan(api.prepare(source, options.scope), options)
+        result = pruned(source)
+        assert made.to_json() == result.plan.to_json()
+        assert dict(decision.ranks) == ranks_of(result.plan)
+
+
+def test_within_a_drop_the_fewer_macs_win() -> None:
+    drop = {"flops": None, "max_drop": 0.05}
+    alone = pruned(mlp(low), units=("channels", "heads"), **drop)
+    both = pruned(mlp(low), **drop)
+    assert ranks_of(both.plan)
+    assert both.after.macs < alone.after.macs
+    assert any("of the MACs against" in note for note in both.notes)
+
+
+@pytest.mark.parametrize("allow_miss", [False, True])
+def test_what_channels_alone_cannot_reach_is_left_to_ranks(allow_miss: bool) -> None:
+    b = Builder(6)
+    x = b.add("MatMul", b.add("MatMul", "x", b.weight(WIDTH, INNER)), b.weight(INNER, WIDTH))
+    for _ in range(2):  # positions of a softmax stay
+        h = b.add("Softmax", b.add("MatMul", x, low_rank(b, (WIDTH, INNER))))
+        x = b.add("Add", x, b.add("MatMul", h, low_rank(b, (INNER, WIDTH))))
+    source = b.model({"x": ["n", WIDTH]}, {x: ["n", WIDTH]})
+    with pytest.raises(TargetError):
+        pruned(source, units=("channels", "heads"))
+    both = pruned(source, allow_miss=allow_miss)
+    assert ranks_of(both.plan)
+    assert both.after.macs <= 0.5 * both.before.macs
+    assert any(note.startswith("ranks: channels alone ") for note in both.notes)
+    assert not any("missed" in note for note in both.notes)
+
+
+def test_too_few_inputs_to_compare_on_are_no_reason_for_two_layers() -> None:
+    result = pruned(mlp(low), samples=4)
+    assert any("too few calibration inputs" in note for note in result.notes)
+    assert not ranks_of(result.plan)
 
 
 def test_what_stays_whole_is_as_it_was() -> None:

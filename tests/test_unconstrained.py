@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import Builder, random_cnn
+from stopwatch import board
 from test_reads import NETWORKS, in_float64, opened, projections, residual, some
 
 from graphprune import api
@@ -304,27 +304,13 @@ def test_a_plan_alone_is_the_one_that_is_carried_out() -> None:
     assert decision.removed.any()
 
 
-STOPWATCH = """
-import json, sys, onnx
-asked = json.load(sys.stdin)["models"]
-nodes = [[n.op_type for n in onnx.load(m["path"]).graph.node] for m in asked]
-copies = [sum(kind in ("Slice", "Gather") for kind in kinds) for kinds in nodes]
-print(json.dumps({"milliseconds": [8 + COST * n for n in copies]}))
-"""
-
-
-def board(folder: Path, cost: float) -> str:
-    """A target whose times are 8 ms, and ``cost`` more for every copy."""
-    script, target = folder / "stopwatch.py", folder / "board.toml"
-    script.write_text(STOPWATCH.replace("COST", str(cost)))
-    target.write_text(
-        f'name = "board"\nlatency_command = "{sys.executable} {script}"\n[multiple]\ndefault = 1\n'
-    )
-    return str(target)
-
-
 def test_selectors_that_take_longer_are_refused_with_both_times(tmp_path: Path) -> None:
-    timed = {**QUICK, "measure": True, "rounds": 0, "hardware": board(tmp_path, 1.0)}
+    timed = {
+        **QUICK,
+        "measure": True,
+        "rounds": 0,
+        "hardware": board(tmp_path, "Slice,Gather", 1.0),
+    }
     result = api.prune(uneven(), flops=0.7, unconstrained=True, **timed)
     usual = api.prune(uneven(), flops=0.7, **timed)
     said = [note for note in result.notes if note.startswith("--unconstrained refused: slower: ")]
@@ -336,7 +322,12 @@ def test_selectors_that_take_longer_are_refused_with_both_times(tmp_path: Path) 
 
 @pytest.mark.parametrize("cost", [0.0, 1e-4])
 def test_what_is_no_slower_than_noise_explains_is_taken(tmp_path: Path, cost: float) -> None:
-    timed = {**QUICK, "measure": True, "rounds": 0, "hardware": board(tmp_path, cost)}
+    timed = {
+        **QUICK,
+        "measure": True,
+        "rounds": 0,
+        "hardware": board(tmp_path, "Slice,Gather", cost),
+    }
     result = api.prune(uneven(), flops=0.7, unconstrained=True, **timed)
     said = [note for note in result.notes if note.startswith("unconstrained: ")]
     assert "ms against 8 ms" in said[0]

@@ -68,7 +68,6 @@ def main() -> None:
     for budget in (float(share) for share in asked.budgets.split(",")):
         for name, units in UNITS.items():
             given = {asked.by: budget, "calib": asked.calib, "eval_data": asked.eval}
-            given["measure"] = asked.by == "latency"
             given["allow_miss"] = asked.by == "latency"  # said by the latency beside it
             stem = f"{asked.model.stem}-{asked.by}-{budget:g}-{len(units)}"
             path = asked.keep / f"{stem}.onnx"
