@@ -68,13 +68,39 @@ def settled_folds(
     heads: Heads,
     held: Sequence[Pin],
 ) -> tuple[list[tuple[SlotArray, SlotArray]], list[Pin]]:
+    """What settling the folds ties, and the pins on the parts that must stay whole."""
+    carrier = _carriers(relations, labels, pinned, heads)
+    first_pin: dict[int, Pin] = {}
+    for pin in held if relations.folds else ():
+        for component in np.unique(labels[pin.slots]).tolist():
+            first_pin.setdefault(component, pin)
+    ties: list[tuple[SlotArray, SlotArray]] = []
+    pins: list[Pin] = []
+    for f, fold in enumerate(relations.folds):
+        chosen = carrier.get(f)
+        for p, part in enumerate(fold.parts):
+            if p != chosen:
+                pins.append(Pin(part, "a Reshape keeps this factor whole", fold.node))
+        if chosen is None:
+            because = _what_holds(fold, labels, pinned, first_pin)
+            reason = f"it is made of axes that must stay{because}"
+            pins.append(Pin(fold.whole, reason, fold.node))
+            continue
+        ties.append((fold.whole, _spread(fold, chosen)))
+    return ties, pins
+
+
+def _carriers(
+    relations: Relations, labels: NDArray[np.int32], pinned: Mask, heads: Heads
+) -> dict[int, int]:
     """Choose for every fold the part that carries removals; its other parts must stay whole.
 
     Parts tied to each other across folds decide together (a channel shuffle splits and merges the
     same two axes). What cannot leave comes last: each of its slots would take one along that must
     stay. Of the others heads come first, then what heads are made of; among them what stands in
     most folds (of grouped queries KV heads, not the query heads in a group). Then comes what no
-    statistics are taken over, then the part with most free slots, then the outermost.
+    statistics are taken over, then the part of which most may leave apart from each other once
+    heads leave whole, then the outermost.
     """
     places: dict[int, list[tuple[int, int]]] = {}  # class of a part → (fold, part) where it stands
     found: dict[int, tuple[int, int, int, int]] = {}  # class → head, made of heads, exact, free
@@ -98,38 +124,78 @@ def settled_folds(
             if not stuck[components].all():
                 movable.add(kind)
 
+    carrier: dict[int, int] = {}
+
+    def carry(kind: int) -> None:
+        folds = [f for f, _ in places[kind]]
+        if len(set(folds)) == len(folds) and not any(f in carrier for f in folds):
+            carrier.update(places[kind])
+
     def rank(kind: int) -> tuple[int, int, int, int, int, int]:
         is_head, in_head, exact, free = found[kind]
         reach = len(places[kind]) if is_head or in_head else 0
         return kind not in movable, -is_head, -in_head, -reach, -exact, -free
 
-    carrier: dict[int, int] = {}
-    for kind in sorted(places, key=rank):
-        folds = [f for f, _ in places[kind]]
-        if len(set(folds)) == len(folds) and not any(f in carrier for f in folds):
-            carrier.update(places[kind])
-    first_pin: dict[int, Pin] = {}
-    for pin in held if relations.folds else ():
-        for component in np.unique(labels[pin.slots]).tolist():
-            first_pin.setdefault(component, pin)
-    ties: list[tuple[SlotArray, SlotArray]] = []
-    pins: list[Pin] = []
-    for f, fold in enumerate(relations.folds):
-        chosen = carrier.get(f)
-        lengths = [len(part) for part in fold.parts]
-        for p, part in enumerate(fold.parts):
-            if p != chosen:
-                pins.append(Pin(part, "a Reshape keeps this factor whole", fold.node))
-        if chosen is None:
-            because = _what_holds(fold, labels, pinned, first_pin)
-            reason = f"it is made of axes that must stay{because}"
-            pins.append(Pin(fold.whole, reason, fold.node))
-            continue
-        shape = [1] * len(lengths)
-        shape[chosen] = lengths[chosen]
-        spread = np.broadcast_to(fold.parts[chosen].reshape(shape), lengths).reshape(-1)
-        ties.append((fold.whole, spread))
-    return ties, pins
+    of_heads = [kind for kind in places if any(found[kind][:2]) and kind in movable]
+    for kind in sorted(of_heads, key=rank):
+        carry(kind)
+    others = [kind for kind in places if kind not in of_heads]
+    whole = _heads_whole(relations, labels, carrier)
+    if whole is not None:
+        for kind in others:
+            is_head, in_head, exact, free = found[kind]
+            free = _apart(relations, labels, pinned, whole, places[kind], free)
+            found[kind] = is_head, in_head, exact, free
+    for kind in sorted(others, key=rank):
+        carry(kind)
+    return carrier
+
+
+def _spread(fold: Fold, chosen: int) -> SlotArray:
+    """For each slot of the whole the one of the chosen part that it leaves with."""
+    lengths = [len(part) for part in fold.parts]
+    shape = [1] * len(lengths)
+    shape[chosen] = lengths[chosen]
+    return np.broadcast_to(fold.parts[chosen].reshape(shape), lengths).reshape(-1)
+
+
+def _heads_whole(
+    relations: Relations, labels: NDArray[np.int32], carrier: dict[int, int]
+) -> NDArray[np.int32] | None:
+    """Component → component where heads leave whole; ``None`` where there are none."""
+    if not carrier:
+        return None
+    folds = [(relations.folds[f], p) for f, p in carrier.items()]
+    a = np.concatenate([labels[fold.whole] for fold, _ in folds])
+    b = np.concatenate([labels[_spread(fold, p)] for fold, p in folds])
+    size = int(labels.max()) + 1
+    graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(size, size))
+    return np.asarray(connected_components(graph, directed=False)[1])
+
+
+def _apart(
+    relations: Relations,
+    labels: NDArray[np.int32],
+    pinned: Mask,
+    whole: NDArray[np.int32],
+    places: Sequence[tuple[int, int]],
+    free: int,
+) -> int:
+    """How many of the ``free`` slots of a part still leave one by one where heads leave whole and
+    this part carries the removals of its folds."""
+    folds = [(relations.folds[f], p) for f, p in places]
+    ends = [labels[fold.whole] for fold, _ in folds]
+    if all(len(np.unique(end)) == len(np.unique(whole[end])) for end in ends):
+        return free  # no head takes several of them
+    parts = whole[np.concatenate([labels[_spread(fold, p)] for fold, p in folds])]
+    taken = whole[np.concatenate(ends)]
+    names, numbers = np.unique(np.concatenate([parts, taken]), return_inverse=True)
+    a, b = numbers[: len(parts)], numbers[len(parts) :]
+    graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(len(names), len(names)))
+    merged = connected_components(graph, directed=False)[1]
+    slots = np.concatenate([fold.parts[p] for fold, p in folds])
+    loose = whole[labels[slots[~pinned[labels[slots]]]]]
+    return len(np.unique(merged[np.searchsorted(names, loose)]))
 
 
 def _under_statistics(relations: Relations, labels: NDArray[np.int32]) -> Mask:

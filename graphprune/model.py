@@ -204,6 +204,8 @@ class Model:
             raise UncomputableError(
                 f"a constant cannot be computed: {said}", f"node {label(node)!r}"[:300]
             ) from error
+        if any(isinstance(result, list) for result in results):
+            raise UncomputableError("a constant is a sequence", f"node {label(node)!r}"[:300])
         return {n: np.asarray(result) for n, result in zip(names, results, strict=True)}
 
     @cached_property

@@ -23,7 +23,8 @@ from graphprune.storage import load, source_bytes
 NO_CACHE = Cache(None)
 NOT_CLEANED = Cleaned()
 KEEPS_APART = {"SkipLayerNormalization": "part_norms"}  # fusion → the pass that prevents it
-REWRITES = ("positions", "weight")  # what passes say that they change where weights move
+# What passes say that they change where weights move or nodes are others.
+REWRITES = ("positions", "weight", "sequence")
 
 
 @dataclass(frozen=True)

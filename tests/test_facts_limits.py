@@ -10,6 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from graphprune import api
+from graphprune.errors import GraphPruneError
 from graphprune.model import Array
 from graphprune.runtime import opened
 
@@ -112,3 +113,15 @@ def test_a_budget_on_parameters_met_by_the_clean_up_alone() -> None:
     made = model("float[4,6] x", body, **weights)
     result = api.prune(made, params=0.5, measure=False, cache=False, fast=True, repair="none")
     assert result.after.params == 36
+
+
+def test_a_bias_of_too_many_axes_is_one_error() -> None:
+    """What rules compute from it has not the shape of the tensor, and is no fact."""
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[1,3,4,4] x) => (float[1,4,4,4] y)
+    { h = Conv(x, W, B) r = Relu(h) y = Conv(r, V) }"""
+    made = onnx.parser.parse_model(text)
+    for name, shape in {"W": (2, 3, 1, 1), "B": (2, 1), "V": (4, 2, 1, 1)}.items():
+        weight = RNG.standard_normal(shape).astype(np.float32)
+        made.graph.initializer.append(numpy_helper.from_array(weight, name))
+    with pytest.raises(GraphPruneError):
+        api.prune(made, flops=0.5, fast=True, measure=False)

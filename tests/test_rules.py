@@ -65,6 +65,8 @@ MODELS = {
     "Split 11": (11, "float[2,6] x", "float[2,3] a, float[2,3] b", "a, b = Split<axis=1>(x)"),
     "Split 13": (13, "float[2,6] x", "float[2,2] a, float[2,4] b",
                  "s = Constant<value = int64[2] {2, 4}>() a, b = Split<axis=1>(x, s)"),
+    "Split, a piece unread": (17, "float[2,6] x", "float[2,4] b",
+                 "s = Constant<value = int64[2] {2, 4}>() a, b = Split<axis=1>(x, s)"),
     "Split 18": (18, "float[2,6] x", "float[2,3] a, float[2,3] b",
                  "a, b = Split<axis=1, num_outputs=2>(x)"),
     "Slice": (13, "float[2,8] x", "float[2,4] y",

@@ -133,7 +133,7 @@ def _facts_of_node(facts: Facts, index: int) -> Iterator[tuple[str, Fact]]:
         found = []
     for name, fact in zip(node.output, found, strict=False):
         shape = shapes.shape.get(name)
-        if name and fact is not None and shape is not None and fact.low.ndim == len(shape):
+        if name and fact is not None and shape is not None and fact.fits(shape):
             exact = shapes.dtype.get(name) in REAL or node.op_type in PICKING
             yield name, _sound(coarse(fact if exact else fact.without_bounds))
 

@@ -36,6 +36,14 @@ class Fact:
         """What is left where the numbers mean nothing."""
         return Fact(np.full_like(self.low, -np.inf), np.full_like(self.high, np.inf), self.kind)
 
+    def fits(self, shape: Shape) -> bool:
+        """Whether every axis is the tensor's own or of length 1."""
+        arrays = [array for array in (self.low, self.high, self.kind) if array is not None]
+        return all(
+            a.ndim == len(shape) and all(n in (1, m) for n, m in zip(a.shape, shape, strict=True))
+            for a in arrays
+        )
+
     @property
     def known(self) -> NDArray[np.bool_]:
         """Where the bounds meet: the value itself is known."""

@@ -114,17 +114,22 @@ def concat(op: Op) -> None:
 
 @table.rule("Split")
 def split(op: Op) -> None:
-    """Outputs are consecutive pieces of the input along ``axis``."""
+    """Outputs are consecutive pieces of the input along ``axis``; what nobody reads is free."""
     x = op.input(0)
     axis = op.axis(default=0)
-    pieces = [op.output(i) for i in range(len(op.y))]
-    op.tie(x[axis], np.concatenate([y[axis].slots for y in pieces]))
-    for i, y in enumerate(pieces):
-        op.same(x, y, but=[axis])
+    size = -(-len(x[axis]) // len(op.y))  # of all but the last, where none are given
+    sizes = op.list_of("split", 1) or [size] * len(op.y)
+    ends = np.minimum(np.cumsum(sizes), len(x[axis]))
+    pieces = np.split(x[axis].slots, ends[:-1])
+    op.free(x[axis])
+    for i, (y, piece) in enumerate(zip(op.y, pieces, strict=True)):
+        if y is not None:
+            op.tie(piece, y[axis])
+            op.same(x, y, but=[axis])
         if op.version < 13:
-            op.count_attr("split", y[axis], element=i)
+            op.count_attr("split", piece, element=i)
         else:
-            op.count_input(1, i, y[axis])
+            op.count_input(1, i, piece)
 
 
 @table.rule("Slice")

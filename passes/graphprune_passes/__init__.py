@@ -14,6 +14,7 @@ from graphprune_passes.lift_constants import LiftConstants
 from graphprune_passes.name_states import NameStates
 from graphprune_passes.open_bodies import OpenBodies
 from graphprune_passes.open_reads import OpenReads
+from graphprune_passes.open_sequences import OpenSequences
 from graphprune_passes.part_norms import PartNorms
 from graphprune_passes.remove_blocks import RemoveBlocks
 from graphprune_passes.remove_channels import RemoveChannels
@@ -31,6 +32,7 @@ plugin = Plugin(
     passes=(
         OpenBodies,
         LiftConstants,
+        OpenSequences,
         JoinWeights,
         NameStates,
         SeparateFills,
@@ -54,6 +56,7 @@ plugin = Plugin(
     prepare=(
         OpenBodies(),
         LiftConstants(),
+        OpenSequences(),
         JoinWeights(),
         NameStates(),
         SeparateFills(),
