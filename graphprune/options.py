@@ -114,13 +114,9 @@ class Options:
         if "ranks" in self.units and (self.unconstrained or "blocks" in self.units):
             other = "--unconstrained" if self.unconstrained else "--units blocks"
             raise UsageError(
-                f"--units ranks and {other} do not work together", hint="Leave out one of them."
-            )
-        others = sorted({"blocks", "ranks"} & set(self.units))
-        if self.unconstrained and others:
-            raise UsageError(
-                f"--unconstrained compares plans of channels, and --units names {others[0]}",
-                hint="Leave out one of them.",
+                f"--units ranks and {other} do not work together: a plan weighs channels "
+                "against one of them",
+                hint="Prune with one of them, then the result with the other.",
             )
         if self.fast and (self.calib is not None or self.search or self.spread == "solved"):
             raise UsageError(

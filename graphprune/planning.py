@@ -58,8 +58,14 @@ class Outside:
     document: Mapping[str, Any]
 
 
-def judge(studied: Study, options: Options, progress: Progress = silent) -> Judged:
-    """Score every unit; with calibration inputs also find each group's distortion curve."""
+def judge(
+    studied: Study,
+    options: Options,
+    progress: Progress = silent,
+    known: Mapping[int, Evidence] | None = None,
+) -> Judged:
+    """Score every unit; with calibration inputs also find each group's distortion curve. What is
+    ``known`` of residual blocks is not looked for again: nothing, where none are to leave."""
     prepared = studied.prepared
     analysis = prepared.analysis
     criterion = options.criterion_of(prepared.registry)
@@ -89,8 +95,11 @@ def judge(studied: Study, options: Options, progress: Progress = silent) -> Judg
     found |= expert_evidence(studied, criterion, scores, progress)
     if criterion.needs_inputs:
         scores = _as_scores(prepared, found)
-    if len(blocks):
+    if len(blocks) and known is None:
         found[BLOCKS] = block_evidence(studied, progress).greedy
+    elif known is not None and BLOCKS in known:
+        found[BLOCKS] = known[BLOCKS]
+    if BLOCKS in found:
         scores[blocks] = _rising(found[BLOCKS])
     lower = ranks(studied, options, progress) if "ranks" in options.units else None
     return Judged(scores, found, outside, ranks=lower)

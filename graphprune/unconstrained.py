@@ -21,7 +21,7 @@ from graphprune.contest import clearly_nearer, track
 from graphprune.coupling import Mask
 from graphprune.cut import cut
 from graphprune.errors import TargetError, UsageError
-from graphprune.ladders import Start
+from graphprune.ladders import BLOCKS, Start
 from graphprune.latency.selectors import readers, unpaid
 from graphprune.model import Model
 from graphprune.options import Options
@@ -116,16 +116,19 @@ def chosen(
         return _refused(constrained, impossible)
     fit, near = held_out(studied, options)
     wide_fit = replace(wide, inputs=fit.inputs)
-    wide_judged = judge(wide, options)
+    wide_judged = judge(wide, options, known=judged.evidence)
     margins = found.margins if found is not None else {}
     base = found.decision if found is not None else None
     base = base or decide(studied.prepared, judged, options, margins, share)
     usual_model = candidate(fit, base.removed, options)
     usual = near(usual_model)
+    blocks = _blocks_gone(studied.prepared.analysis, base.removed)
     nearer: list[_Rival] = []
     for number, given in enumerate(SHARES):
         progress(number / len(SHARES))
-        joint = _joint(studied.prepared, judged, options, share, found, given)
+        joint = _joint(
+            studied.prepared, replace(judged, begin=blocks), options, share, found, given
+        )
         begin = _start(studied.prepared.analysis, wide.prepared.analysis, joint, whole)
         one = Chosen(wide, replace(wide_judged, begin=begin), share, found, True)
         try:
@@ -215,7 +218,7 @@ def _joint(
     """Units that the constrained plan removes once it gives back that share."""
     analysis = prepared.analysis
     if given == 1:
-        return analysis.nothing_removed
+        return analysis.nothing_removed if judged.begin is None else judged.begin.gone
     if found is not None:
         assert found.decision is not None
         macs = analysis.cost.of(found.decision.removed).macs
@@ -233,7 +236,7 @@ def _joint(
 def _start(before: Analysis, after: Analysis, removed: Mask, unpaid: frozenset[int]) -> Start:
     """What a plan without selectors takes from shared channels, as the beginning of one with them:
     the sources lose nothing else but what nobody reads, and readers in ``unpaid`` groups nothing
-    that their source keeps."""
+    that their source keeps. Of residual blocks just those leave that leave without selectors."""
     coupling = after.coupling
     alive = before.coupling.alive(removed)
     sources = np.zeros(coupling.n_units + 1, dtype=bool)
@@ -252,7 +255,24 @@ def _start(before: Analysis, after: Analysis, removed: Mask, unpaid: frozenset[i
         units = coupling.unit_of(slots)
         mine = (units >= 0) & ~alive[old[name][index].slots] & np.isin(units, group.units)
         gone[units[mine]] = True
-    return Start(coupling.closed(gone), frozenset(whole))
+    gone[coupling.blocks[_left(before, removed)]] = True
+    return Start(coupling.closed(gone), frozenset(whole | {BLOCKS}))
+
+
+def _blocks_gone(analysis: Analysis, removed: Mask) -> Start | None:
+    """The blocks that leave with ``removed``, as the beginning of plans in which no others do."""
+    units = analysis.coupling.blocks
+    if not (units >= 0).any():
+        return None
+    gone = analysis.nothing_removed
+    gone[units[_left(analysis, removed)]] = True
+    return Start(analysis.coupling.closed(gone), frozenset({BLOCKS}))
+
+
+def _left(analysis: Analysis, removed: Mask) -> Mask:
+    """Which of the model's blocks leave: a bool for each, with selectors in it or without."""
+    units = analysis.coupling.blocks
+    return (units >= 0) & removed[units]
 
 
 def _selects(analysis: Analysis, removed: Mask) -> bool:

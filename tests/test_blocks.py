@@ -249,11 +249,6 @@ def test_files_say_nothing_of_blocks() -> None:
         Options.of(flops=0.5, units=("channels", "blocks"), scores="scores.npz").check()
 
 
-def test_not_with_readers_apart() -> None:
-    with pytest.raises(UsageError, match="--units names blocks"):
-        Options.of(flops=0.5, units=("channels", "blocks"), unconstrained=True).check()
-
-
 def test_blocks_leave_only_where_that_is_better() -> None:
     """The plan with blocks is held against the one without on inputs held out, and that is said."""
     model = pre_norm(layers=3)[0]
