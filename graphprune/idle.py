@@ -25,6 +25,7 @@ from graphprune.layout import FREE, blocks
 from graphprune.linear import RECURRENT, Change, Linear, linears
 from graphprune.model import Array
 from graphprune.relations import Contraction
+from graphprune.slots import SlotArray
 from graphprune.targets import builtin
 
 DEAD, CONSTANT, DUPLICATE = 1, 2, 3  # why a unit may leave
@@ -75,8 +76,8 @@ def idle_units(analysis: Analysis, facts: Facts) -> Idle:
     why[fixed] = CONSTANT
     why[nothing] = DEAD
     stands_for = _duplicates(analysis, reads, usable & (why == 0))
-    for unit in stands_for:
-        why[unit] = CONSTANT if _is_constant(unit, reads) else DUPLICATE
+    gains = stands_for != np.arange(coupling.n_units)
+    why[gains] = np.where(_constant(reads, coupling.n_units)[gains], CONSTANT, DUPLICATE)
     removed = _with_enough_left(analysis, why)
     edits = tuple(_edits(analysis, reads, removed, stands_for))
     return Idle(removed, why, edits)
@@ -220,21 +221,20 @@ def _plain(analysis: Analysis, linear: Linear) -> bool:
     return not padded and (ones or linear.auto_pad in ("NOTSET", "VALID"))
 
 
-def _duplicates(analysis: Analysis, reads: list[_Read], candidates: Mask) -> dict[int, int]:
-    """Unit → the one that can stand for it: read at the same places, where it is the same (or a
-    constant too)."""
+def _duplicates(analysis: Analysis, reads: list[_Read], candidates: Mask) -> Units:
+    """For each unit the one that can stand for it: read at the same places, where it is the same
+    (or a constant too); the unit itself where no other can."""
     total = np.zeros(analysis.coupling.n_units, np.uint64)
     for number, read in enumerate(reads):
         mine = np.flatnonzero(read.units >= 0)
         units = read.units[mine]
         parts = mixed(np.uint64(number), _ranks(units), read.kind[mine])
         np.add.at(total, units, np.where(read.kind[mine] == 0, np.uint64(0), parts))
-    found: dict[int, int] = {}
+    found = np.arange(analysis.coupling.n_units)
     for group in analysis.coupling.groups:
         units = group.units[candidates[group.units]]
         _, first, inverse = np.unique(total[units], return_index=True, return_inverse=True)
-        best = units[first[inverse.reshape(-1)]]
-        found |= {int(u): int(b) for u, b in zip(units, best, strict=True) if u != b}
+        found[units] = units[first[inverse.reshape(-1)]]
     return found
 
 
@@ -248,8 +248,12 @@ def _ranks(units: Units) -> Numbers:
     return ranks
 
 
-def _is_constant(unit: int, reads: list[_Read]) -> bool:
-    return all(not np.isnan(r.value[(r.units == unit) & ~r.zero]).any() for r in reads)
+def _constant(reads: list[_Read], n_units: int) -> Mask:
+    """Which units are constants, or zero, wherever they are read."""
+    constant = np.ones(n_units + 1, bool)
+    for read in reads:
+        constant[read.units[np.isnan(read.value) & ~read.zero]] = False
+    return constant[:-1]
 
 
 def _with_enough_left(analysis: Analysis, why: NDArray[np.int8]) -> Mask:
@@ -291,7 +295,7 @@ def _alignment(analysis: Analysis, group: Group) -> int:
 
 
 def _edits(
-    analysis: Analysis, reads: list[_Read], removed: Mask, stands_for: dict[int, int]
+    analysis: Analysis, reads: list[_Read], removed: Mask, stands_for: Units
 ) -> Iterator[Change]:
     """New weights and biases of what reads units that were not nothing."""
     for read in reads:
@@ -303,18 +307,33 @@ def _edits(
         rows = matrix.shape[0] * matrix.shape[1]
         offset = linear.offset(analysis.model, rows).copy()
         columns = matrix.copy().reshape(*matrix.shape[:2], -1, linear.taps)
-        for slot in np.flatnonzero(gone).tolist():
-            unit, value = int(read.units[slot]), read.value[slot]
-            if read.plain and not np.isnan(value):
-                offset += value * columns[:, :, slot].sum(axis=2).reshape(offset.shape)
-                continue
-            other = _other_slot(read, slot, stands_for[unit])
-            share = 1.0 if np.isnan(value) else value / read.value[other]
-            columns[:, :, other] += share * columns[:, :, slot]
+        folded = np.flatnonzero(gone & read.plain & ~np.isnan(read.value))
+        offset += (columns[:, :, folded].sum(axis=3) @ read.value[folded]).reshape(offset.shape)
+        gone[folded] = False
+        _add_columns(columns, read, np.flatnonzero(gone), stands_for)
         yield linear, columns.reshape(matrix.shape), offset
 
 
-def _other_slot(read: _Read, slot: int, unit: int) -> int:
-    """Where the unit that stands for another one is read."""
-    rank = int((read.units[:slot] == read.units[slot]).sum())
-    return int(np.flatnonzero(read.units == unit)[rank])
+def _add_columns(
+    columns: NDArray[np.float64], read: _Read, slots: SlotArray, stands_for: Units
+) -> None:
+    """Add the columns [groups, out, in, taps] of these slots, in place, to those of the units that
+    stand for theirs; of constants as many times as theirs go into them."""
+    if not len(slots):
+        return
+    others = _other_slots(read, slots, stands_for)
+    order = np.argsort(others, kind="stable")
+    slots, others = slots[order], others[order]
+    constant = ~np.isnan(read.value[slots])
+    share = np.ones(len(slots))
+    share[constant] = read.value[slots[constant]] / read.value[others[constant]]
+    to, starts = np.unique(others, return_index=True)
+    columns[:, :, to] += np.add.reduceat(columns[:, :, slots] * share[:, None], starts, axis=2)
+
+
+def _other_slots(read: _Read, slots: SlotArray, stands_for: Units) -> SlotArray:
+    """Where the units that stand for those of these slots are read: the first slot of a unit goes
+    with the first of the other one, and so on."""
+    order = np.argsort(read.units, kind="stable")
+    first = np.searchsorted(read.units[order], stands_for[read.units[slots]])
+    return order[first + _ranks(read.units)[slots].astype(np.int64)]

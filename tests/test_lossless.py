@@ -67,6 +67,50 @@ def test_equal_rows_are_one_and_their_columns_are_added() -> None:
     assert counts(different) == (0, 0, 0)
 
 
+def test_equal_channels_that_are_read_at_many_places() -> None:
+    """A unit's first place goes to the first place of the one that stands for it, and so on; one
+    stands for thousands."""
+    b = Builder(12)
+    wide = b.weight(4096, 3, 1, 1)
+    x = b.add("Relu", b.add("Conv", "x", wide, b.weight(4096)))
+    x = b.add("Flatten", x)
+    b.add("Gemm", x, b.weight(5, 4096 * 4), b.weight(5), transB=1)
+    b.nodes[-1].output[0] = "y"
+    for name in ("c0", "c1"):
+        edit(b, name, same(range(1, 4096), [0] * 4095))
+        edit(b, name, same(range(4000, 4096), [3999] * 96))
+    prepared = cleaned(b.model({"x": ["n", 3, 2, 2]}, {"y": ["n", 5]}))
+    assert counts(prepared) == (0, 0, 4092)  # whole blocks of four channels stay
+    assert widths(prepared, "c0", "c2") == [(4, 3, 1, 1), (5, 16)]
+
+
+def test_constants_of_several_values_go_into_one() -> None:
+    """At zero padding each is a multiple of the one that stays."""
+    b = conv_chain(norm=False)
+    edit(b, "c0", put(range(20), 0))
+    edit(b, "c1", put(range(20), np.linspace(0.1, 2.0, 20)))
+    prepared = cleaned(finished(b))
+    assert counts(prepared) == (0, 16, 0)
+
+
+def test_what_is_left_after_the_last_round_is_counted() -> None:
+    """Each round finds one layer more: three units of a layer are read by three of the next."""
+    b = Builder(13)
+    x, depth = "x", 12
+    for _ in range(depth):
+        x = b.add("Tanh", b.add("Gemm", x, b.weight(8, 8), b.weight(8), transB=1))
+    y = b.add("MatMul", x, b.weight(8, 5))
+    b.add("Identity", y)
+    for layer in range(1, depth):
+        edit(b, f"c{2 * layer}", put((slice(3, 8), slice(0, 3)), 0))
+    edit(b, f"c{2 * depth}", put(slice(0, 3), 0))
+    b.nodes[-1].output[0] = "y"
+    prepared = cleaned(b.model({"x": [2, 8]}, {"y": [2, 5]}))
+    assert counts(prepared) == (24, 0, 0)
+    said = "\n".join(prepared.cleaned.notes)
+    assert "3 more units have nothing to do now" in said
+
+
 def test_a_scale_of_zero_leaves_a_constant_and_relu_may_make_it_zero() -> None:
     b = conv_chain(norm=True)
     edit(b, "c4", put(HALF, 0))

@@ -8,6 +8,7 @@ import numpy as np
 
 from graphprune.analysis import Analysis
 from graphprune.coupling import USUAL_UNITS
+from graphprune.idle import idle_units
 from graphprune.memory import too_large
 from graphprune.model import Model
 from graphprune.pipeline import Context, PassResult, Pipeline, Skipped
@@ -19,7 +20,7 @@ from graphprune_passes.remove_zero_branches import RemoveZeroBranches
 OF_SLOTS = ("channels", "heads", "head-dims")  # units that can do nothing; blocks are branches
 LARGEST_QUANTISED = 1 << 28  # bytes of weights that are read as real numbers
 STAND_INS = "weights filled with one number (ConstantOfShape) only stand for real ones"
-AGAIN = "more may have nothing to do now: run once more on the result"
+AGAIN = "more units have nothing to do now that others left: run once more on the result"
 ROUNDS = 8  # what one round removes may leave more with nothing to do
 
 
@@ -60,8 +61,14 @@ class CleanUp:
             changes += done.changes
             model = done.model
         else:
-            skipped = (*skipped, Skipped("the model", AGAIN))
+            skipped = (*_remaining(model, context), *skipped)
         return PassResult(model, tuple(changes), skipped)
+
+
+def _remaining(model: Model, context: Context) -> tuple[Skipped, ...]:
+    """What the next round would find."""
+    count = int(idle_units(context.analysis(model), context.facts(model)).removed.sum())
+    return (Skipped("the model", f"{count} {AGAIN}"),) if count else ()
 
 
 def _filled(analysis: Analysis) -> bool:
