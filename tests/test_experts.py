@@ -15,7 +15,10 @@ from graphprune import api
 from graphprune.analysis import Scope, pinned_reasons
 from graphprune.check import check_rule
 from graphprune.errors import UsageError
+from graphprune.rules import BUILTIN, relate
+from graphprune.rules.op import Op, RefusedError
 from graphprune.runtime import opened
+from graphprune.shapes import infer
 from graphprune.storage import load
 
 OPTIONS: dict[str, Any] = {"units": ("experts",), "measure": False, "repair": "none"}
@@ -157,3 +160,20 @@ def test_calibrated_and_repaired() -> None:
     result = api.prune(top_two(), params=0.7, units=("experts",), measure=False, samples=16)
     assert result.verdict.passed
     assert any(group.removed for group in result.plan.groups)
+
+
+def test_who_is_refused_has_looked_nothing_up() -> None:
+    """The other readers of the numbers still have."""
+
+    def half_way(op: Op) -> None:
+        BUILTIN["", "Gather"](op)
+        raise RefusedError("after it has spoken")
+
+    model = load(top_two())
+    shapes = infer(model)
+    sound = relate(model, shapes)
+    refused = relate(model, shapes, {**BUILTIN, ("", "Gather"): half_way})
+    gathers = {i for i, node in enumerate(model.nodes) if node.op_type == "Gather"}
+    assert sound.looked_up - refused.looked_up == {(i, 1) for i in gathers}
+    assert refused.looked_up
+    assert any("read as numbers" in pin.reason for pin in refused.pins)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,11 +136,12 @@ def score_of(position: NDArray[Any]) -> NDArray[Any]:
         ({"c00": np.ones(16)}, ["'c00'", "nearest is 'c0"]),
         ({FIRST: np.ones((16, 3, 3))}, ["'c0'", "[16, 3, 3]", "[16, 3, 3, 3]"]),
         ({SECOND: np.ones(16)}, ["'c2'", "axes [0, 1]"]),
-        ({f"{FIRST}:0": np.ones(15)}, ["'c0:0'", "16 units"]),
-        ({FIRST: np.full(16, np.nan)}, ["'c0'", "NaN"]),
+        ({f"{FIRST}:0": np.ones(15)}, ["'c0:0'", "16 units", "shape [16]"]),
+        ({FIRST: np.full(16, np.nan)}, ["'c0'", "NaN", "finite"]),
         ({FIRST: np.full(16, -1.0)}, ["'c0'", "negative"]),
-        ({FIRST: np.array(["a"] * 16)}, ["'c0'", "not numbers"]),
-        ({}, ["no arrays"]),
+        ({FIRST: np.array(["a"] * 16)}, ["'c0'", "not numbers", "numpy.savez"]),
+        ({FIRST: np.array([None] * 16)}, ["'c0'", "Python objects", "numpy.savez"]),
+        ({}, ["no arrays", "numpy.savez"]),
     ],
 )
 def test_scores_that_do_not_fit(
@@ -190,6 +192,20 @@ def test_a_mask_of_ones_says_that_all_stay(tmp_path: Path) -> None:
     assert any("1 weights without a mask" in note for note in alone.notes)
 
 
+def test_intersection_is_offered_where_it_helps(chain: onnx.ModelProto, tmp_path: Path) -> None:
+    """Two masks that remove all of a layer between them; one that does so alone."""
+    halves = {
+        FIRST: mask(chain, FIRST, *range(8)),
+        SECOND: mask(chain, SECOND, *range(8, 16), axis=1),
+    }
+    with pytest.raises(UsageError, match="--resolve intersection"):
+        api.prune(chain, masks=file(tmp_path, **halves), resolve="union", **MASKED)
+    alone = file(tmp_path, **{FIRST: np.zeros(16)})
+    with pytest.raises(UsageError, match="Let more of it be 1") as raised:
+        api.prune(chain, masks=alone, resolve="union", **MASKED)
+    assert "--resolve" not in str(raised.value)
+
+
 def test_columns_and_rows_of_one_group(chain: onnx.ModelProto, tmp_path: Path) -> None:
     """The writer's rows and the reader's columns must agree; biases have no say beside them."""
     first, second = mask(chain, FIRST, 3), mask(chain, SECOND, 3, axis=1)
@@ -208,7 +224,7 @@ def test_masks_that_cannot_be_carried_out_are_told(chain: onnx.ModelProto, tmp_p
     result = api.prune(chain, masks=path, **MASKED)
     assert removed(result) == {}
     notes = "\n".join(result.notes)
-    assert "2 indices that the masks leave stay as they are: graph output" in notes
+    assert "2 indices that the masks remove stay as they are: graph output" in notes
     assert "1 masks have zeros that fill no index" in notes
     assert "nothing was cut" in notes
 
@@ -220,7 +236,7 @@ def test_heads_that_are_masked_in_part_stay(tmp_path: Path) -> None:
     path = file(tmp_path, **{name: mask(model, name, *gone, axis=1) for name in names})
     result = api.prune(model, masks=path, resolve="union", **MASKED)
     assert [len(units) for units in removed(result).values()] == [1]
-    assert any("1 units that the masks leave in part" in note for note in result.notes)
+    assert any("1 units that the masks remove in part" in note for note in result.notes)
 
 
 def test_positions_of_groups_stay_as_masks_mean_them(tmp_path: Path) -> None:
@@ -237,7 +253,8 @@ def test_positions_of_groups_stay_as_masks_mean_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arrays, words",
     [
-        ({FIRST: np.zeros((16, 3, 3, 3))}, ["leave nothing of"]),
+        ({FIRST: np.zeros((16, 3, 3, 3))}, ["nothing of c0:0 would stay", "mask c0:0 of"]),
+        ({FIRST: np.full(16, np.nan)}, ["'c0'", "NaN", "finite"]),
         ({FIRST: np.full(16, 0.5)}, ["'c0'", "--scores"]),
         ({"nothing": np.zeros(16)}, ["'nothing'", "inspect"]),
     ],
@@ -290,6 +307,15 @@ def test_on_the_command_line(run: Run, small: Path, option: str) -> None:
     ran = run("apply", small, plan, "-o", again, "--no-measure", "--quiet", "--no-cache")
     assert ran.code == 0, ran.err
     assert again.read_bytes() == out.read_bytes()
+
+
+def test_an_archive_of_something_else(tmp_path: Path, chain: onnx.ModelProto) -> None:
+    """PyTorch's files are archives too."""
+    path = tmp_path / "masks.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"content")
+    with pytest.raises(UsageError, match=r"no arrays(.|\n)*numpy\.savez"):
+        api.prune(chain, masks=path, **MASKED)
 
 
 @pytest.mark.parametrize("content", [b"no archive", b"", None])

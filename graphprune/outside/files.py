@@ -19,6 +19,8 @@ from graphprune.outside.beside import beside
 from graphprune.prepared import Prepared
 
 NEAR = 0.3  # how like a name must be to be suggested
+OBJECTS = "allow_pickle"  # numpy's way to say that an array holds objects
+WRITTEN = "It is written by numpy.savez: one array for each parameter, named as in the model."
 
 
 @dataclass(frozen=True)
@@ -37,27 +39,41 @@ class Given:
 def read(path: Path, option: str) -> tuple[dict[str, Array], str]:
     """The arrays of a file by name, and its hash. Raises ``UsageError`` for what is no number."""
     arrays: dict[str, Array] = {}
+    name = ""
     try:
         data = path.read_bytes()
         with np.load(path, allow_pickle=False) as archive:
             for name in archive.files:
                 arrays[name] = archive[name]
     except (*UNREADABLE, zipfile.LargeZipFile, TypeError, AttributeError) as error:
-        cause = error.strerror if isinstance(error, OSError) and error.strerror else "no .npz file"
+        if name and OBJECTS in str(error):
+            raise _not_numbers(name, path, "Python objects") from error
+        cause = (
+            error.strerror if isinstance(error, OSError) and error.strerror else "not an .npz file"
+        )
         raise UsageError(
-            f"cannot read arrays from the file: {cause}",
-            f"{option} {path}",
-            "It is written by numpy.savez: one array for each parameter, named as in the model.",
+            f"cannot read arrays from the file: {cause}", f"{option} {path}", WRITTEN
         ) from error
     if not arrays:
-        raise UsageError("the file holds no arrays", f"{option} {path}")
+        raise UsageError("the file holds no arrays", f"{option} {path}", WRITTEN)
     for name, array in arrays.items():
-        where = f"array {name!r} of {path}"
+        if not isinstance(array, np.ndarray):  # of another kind of archive, such as PyTorch's
+            raise UsageError("the file holds no arrays", f"{option} {path}", WRITTEN)
         if array.dtype.kind not in "biuf":
-            raise UsageError(f"not numbers but {array.dtype}", where)
+            raise _not_numbers(name, path, str(array.dtype))
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise UsageError("NaN or infinite values", where)
+            raise UsageError(
+                "NaN or infinite values", f"array {name!r} of {path}", "Give finite numbers."
+            )
     return arrays, hashlib.sha256(data).hexdigest()
+
+
+def _not_numbers(name: str, path: Path, kind: str) -> UsageError:
+    return UsageError(
+        f"not numbers but {kind}",
+        f"array {name!r} of {path}",
+        "Save real numbers: numpy.savez(path, **{name: numpy.asarray(array, numpy.float32)}).",
+    )
 
 
 def given(prepared: Prepared, arrays: Mapping[str, Array], path: Path) -> Given:
@@ -112,7 +128,9 @@ def _near(name: str, known: list[str]) -> str:
 def _of_units(group: Group, array: Array, where: str) -> Array:
     if array.shape != (len(group),):
         raise UsageError(
-            f"shape {list(array.shape)} does not fit the group's {len(group)} units", where
+            f"shape {list(array.shape)} does not fit the group's {len(group)} units",
+            where,
+            f"Give one number for each unit: shape [{len(group)}].",
         )
     return array.astype(np.float64)
 

@@ -1,7 +1,7 @@
-"""Masks from outside: what each weight's own mask leaves, and which units leave for all of them.
+"""Masks from outside: what each weight's own mask removes, and which units leave for all of them.
 
 An index of an axis leaves where all elements behind it are 0. A mask speaks about the axes of
-which it leaves an index; one that leaves none of any axis says that all rows stay. A unit is what
+which it removes an index; one that removes none of any axis says that all rows stay. A unit is what
 the ties make of such indices, so that several masks may speak about it, and they may disagree.
 """
 
@@ -55,7 +55,7 @@ def masks_from(prepared: Prepared, path: Path, resolve: str) -> Masked:
     for name, array in arrays.items():
         if not np.isin(array, (0, 1)).all():
             raise UsageError(
-                "a mask holds 1 or True where a weight stays, 0 or False where it leaves",
+                "a mask holds nothing but 1 or True (a weight stays) and 0 or False (it leaves)",
                 f"array {name!r} of {path}",
                 "For numbers that say how much a weight matters: --scores.",
             )
@@ -67,8 +67,9 @@ def masks_from(prepared: Prepared, path: Path, resolve: str) -> Masked:
     apart = some & np.any([nobody, *(b.stay | b.part for b in ballots)], axis=0)
     if resolve == "error" and apart.any():
         raise _disagreement(analysis.coupling, ballots, apart)
-    removed = some & ~apart if resolve == "intersection" else some
-    _check_left(analysis, removed, path)
+    agreed = some & ~apart
+    removed = agreed if resolve == "intersection" else some
+    _check_left(analysis.coupling, ballots, removed, agreed, path)
     return Masked(removed, tuple(_notes(analysis, found, ballots, removed, apart)), digest)
 
 
@@ -145,20 +146,30 @@ def _disagreement(coupling: Coupling, ballots: Sequence[_Ballot], apart: Mask) -
     ordinal = int(np.flatnonzero(groups[0].units == unit)[0])
     return UsageError(
         f"the masks disagree about {int(apart.sum())} units of {len(groups)} groups",
-        f"unit {ordinal} of {groups[0].name}: {leaves} leaves it, {against} does not",
+        f"unit {ordinal} of {groups[0].name}: {leaves} removes it, {against} does not",
         "--resolve union lets a unit leave where any of its masks says so, --resolve intersection "
         "only where all of them do.",
     )
 
 
-def _check_left(analysis: Analysis, removed: Mask, path: Path) -> None:
-    axis = emptied(analysis.coupling, removed)
-    if axis is not None:
-        raise UsageError(
-            f"the masks leave nothing of {axis}, or too little",
-            f"--masks {path}",
-            "Keep at least one index of it, or try --resolve intersection.",
-        )
+def _check_left(
+    coupling: Coupling, ballots: Sequence[_Ballot], removed: Mask, agreed: Mask, path: Path
+) -> None:
+    """Refuse masks that empty an axis. ``agreed``: what --resolve intersection would remove."""
+    axis = emptied(coupling, removed)
+    if axis is None:
+        return
+    left = int(coupling.alive(removed)[axis.slots].sum())
+    units = np.append(np.zeros(coupling.n_units, dtype=bool), False)
+    units[coupling.unit_of(axis.slots)] = True
+    by = sorted(ballots, key=lambda b: -int((b.leave & units[:-1]).sum()))[0].name
+    helps = emptied(coupling, agreed) is None
+    raise UsageError(
+        f"{left or 'nothing'} of {axis} would stay{', and an operator takes more' * bool(left)}",
+        f"mask {by} of {path}",
+        "Let more of it be 1, which stays"
+        + (", or give --resolve intersection." if helps else "."),
+    )
 
 
 def _notes(
@@ -167,7 +178,7 @@ def _notes(
     """What the masks ask for and does not happen, or happens to others too: a line each."""
     coupling = analysis.coupling
     if not removed.any():
-        yield "the masks leave no unit: nothing was cut"
+        yield "the masks remove no unit: nothing was cut"
     if apart.any():
         yield f"the masks disagree about {int(apart.sum())} units, of which " + (
             "all leave" if removed[apart].all() else "none leaves"
@@ -175,7 +186,7 @@ def _notes(
     partly = [analysis.nothing_removed, *(ballot.part for ballot in ballots)]
     part = ~removed & np.any(partly, axis=0)
     if part.any():
-        yield f"{int(part.sum())} units that the masks leave in part stay whole"
+        yield f"{int(part.sum())} units that the masks remove in part stay whole"
     yield from _pinned(coupling, found)
     if found.unstructured:
         yield (
@@ -208,6 +219,6 @@ def _pinned(coupling: Coupling, found: Wanted) -> Iterator[str]:
         pins = [coupling.pin_of(int(slot)) for slot in stuck]
         held.update("not reached" if pin is None else pin.reason for pin in pins)
     for reason, count in held.most_common(MOST_REASONS):
-        yield f"{count} indices that the masks leave stay as they are: {reason}"
+        yield f"{count} indices that the masks remove stay as they are: {reason}"
     if len(held) > MOST_REASONS:
         yield f"and {len(held) - MOST_REASONS} more such reasons"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import onnx
 
 from graphprune.control import is_open
 from graphprune.model import Model, captured, label
@@ -104,19 +105,19 @@ def _relate_node(
         if any(op.y):
             rule(op)
     except RefusedError as refusal:
-        _forget(index, relations)
+        _forget(node, index, relations)
         return _pin_all(relations, names, f"{node.op_type}: {refusal}", index)
     except ILL_FORMED as error:
-        _forget(index, relations)
+        _forget(node, index, relations)
         reason = f"{node.op_type}: its inputs and attributes do not fit together ({error})"
         return _pin_all(relations, names, reason, index)
     handed_on(node, index, relations)
     _pin_unclaimed(relations, names, marks, node.op_type, index)
 
 
-def _forget(index: int, relations: Relations) -> None:
+def _forget(node: onnx.NodeProto, index: int, relations: Relations) -> None:
     """A node that was refused half-way has looked nothing up."""
-    relations.looked_up -= {entry for entry in relations.looked_up if entry[0] == index}
+    relations.looked_up.difference_update((index, place) for place in range(len(node.input)))
 
 
 def _is_read(model: Model, name: str) -> bool:
