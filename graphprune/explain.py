@@ -47,9 +47,14 @@ def parse_place(analysis: Analysis, text: str) -> Place:
 def _check(place: Place, analysis: Analysis) -> None:
     shape = analysis.relations.slots.tensors[place.tensor].shape
     if place.axis is not None and place.axis >= len(shape):
-        raise UsageError(f"{place.tensor!r} has {len(shape)} axes, no axis {place.axis}")
+        hint = f"They are counted from 0; its sizes are {list(shape)}."
+        raise UsageError(f"{place.tensor!r} has {len(shape)} axes, no axis {place.axis}", hint=hint)
     if place.index is not None and place.axis is not None and place.index >= shape[place.axis]:
-        raise UsageError(f"axis {place.axis} of {place.tensor!r} has {shape[place.axis]} indices")
+        size = shape[place.axis]
+        raise UsageError(
+            f"axis {place.axis} of {place.tensor!r} has {size} indices, no index {place.index}",
+            hint=f"They are 0 to {size - 1}.",
+        )
 
 
 def explain(analysis: Analysis, place: Place) -> str:

@@ -22,6 +22,10 @@ class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
             self.fail(f"{value!r} is not NAME:1,3,224,224", param, ctx)
 
 
+class Number(click.FloatRange):
+    name = "number"
+
+
 class Shares(click.ParamType[tuple[float, ...]]):
     name = "R,R,…"
 
@@ -44,13 +48,46 @@ def _options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
     return decorate
 
 
-SHARE = click.FloatRange(0, 1, min_open=True)
-SEED = click.IntRange(0)
+def _share(option: str, name: str, what: str) -> Callable[..., Any]:
+    return click.option(option, name, type=Number(0, 1, min_open=True), metavar="R", help=what)
+
+
+# Options that several commands have.
+protect_option = click.option(
+    "--protect", multiple=True, metavar="PATTERN", help="Keep nodes or tensors whole."
+)
+only_option = click.option(
+    "--only", multiple=True, metavar="PATTERN", help="Prune nothing but these."
+)
+input_shape_option = click.option(
+    "--input-shape", multiple=True, type=Shape(), help="Sizes for symbolic inputs."
+)
+seed_option = click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="For random scores and inputs.",
+)
+calib_option = click.option(
+    "--calib",
+    metavar="FILE.npz|FOLDER|none",
+    help="Calibration inputs without labels: arrays named by graph input, or a folder of "
+    "pictures.  [default: none: made up from the model]",
+)
+samples_option = click.option(
+    "--samples",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Calibration inputs at most.  [default: 64 to 512, by the model's MACs]",
+)
+cache_option = click.option(
+    "--cache/--no-cache", default=True, help="Keep statistics beside the model."
+)
+
 scope_options = _options(
-    click.option(
-        "--protect", multiple=True, metavar="PATTERN", help="Keep nodes or tensors whole."
-    ),
-    click.option("--only", multiple=True, metavar="PATTERN", help="Prune nothing but these."),
+    protect_option,
+    only_option,
     click.option(
         "--units",
         default="channels,heads",
@@ -62,7 +99,7 @@ scope_options = _options(
         "two of a lower rank where that does less damage; experts: those of mixtures, with their "
         "place in the router; channels: all else.",
     ),
-    click.option("--input-shape", multiple=True, type=Shape(), help="Sizes for symbolic inputs."),
+    input_shape_option,
     click.option(
         "--allow-interface-change",
         is_flag=True,
@@ -116,24 +153,19 @@ check_options = _options(
         help="Arrays named by graph input, and `labels`: top-1 before and after. Or the score of a "
         "Python MODULE:FUNCTION that gets run(feeds) -> outputs.",
     ),
-    click.option(
-        "--calib",
-        metavar="FILE.npz|FOLDER|none",
-        help="Calibration inputs without labels: arrays named by graph input, or a folder of "
-        "pictures.  [default: none: made up from the model]",
-    ),
+    calib_option,
     click.option(
         "--memory",
         default=4.0,
         show_default=True,
-        type=click.FloatRange(0.05),
+        type=Number(0.05),
         metavar="GB",
         help="Of activations held at a time; more goes to disk.",
     ),
-    click.option("--cache/--no-cache", default=True, help="Keep statistics beside the model."),
+    cache_option,
     click.option(
         "--max-accuracy-drop",
-        type=click.FloatRange(0),
+        type=Number(0),
         metavar="POINTS",
         help="Gate: else exit 6.",
     ),
@@ -141,38 +173,20 @@ check_options = _options(
 )
 
 budget_options = _options(
-    click.option(
-        "--target-flops",
-        "flops",
-        type=SHARE,
-        metavar="R",
-        help="Share of the MACs that may remain.",
-    ),
-    click.option(
-        "--target-params", "params", type=SHARE, metavar="R", help="Share of the parameters."
-    ),
-    click.option(
-        "--target-size", "size", type=SHARE, metavar="R", help="Share of the file's bytes."
-    ),
-    click.option(
-        "--target-memory",
-        "peak_memory",
-        type=SHARE,
-        metavar="R",
-        help="Share of the activations' bytes in use at once.",
-    ),
-    click.option(
+    _share("--target-flops", "flops", "Share of the MACs that may remain."),
+    _share("--target-params", "params", "Share of the parameters."),
+    _share("--target-size", "size", "Share of the file's bytes."),
+    _share("--target-memory", "peak_memory", "Share of the activations' bytes in use at once."),
+    _share(
         "--target-latency",
         "latency",
-        type=SHARE,
-        metavar="R",
-        help="Share of the latency, with --provider, --threads and --input-shape; measured against "
+        "Share of the latency, with --provider, --threads and --input-shape; measured against "
         "the original and within 3 %, else exit 7 (too slow) or 4.",
     ),
     click.option(
         "--target-latency-ms",
         "latency_ms",
-        type=click.FloatRange(0, min_open=True),
+        type=Number(0, min_open=True),
         metavar="X",
         help="The same in milliseconds.",
     ),
@@ -180,7 +194,7 @@ budget_options = _options(
 drop_option = _options(
     click.option(
         "--max-drop",
-        type=click.FloatRange(0, min_open=True),
+        type=Number(0, min_open=True),
         metavar="D",
         help="Instead of a share: the smallest model that loses at most D of the --eval score, or "
         "of the outputs (relative error) without it.",
@@ -217,12 +231,7 @@ plan_options = _options(
         "  [default: obs; moments with --fast]",
     ),
     click.option("--fast", is_flag=True, help="Look at weights alone: seconds, less accurate."),
-    click.option(
-        "--samples",
-        type=click.IntRange(1),
-        metavar="N",
-        help="Calibration inputs at most.  [default: 64 to 512, by the model's MACs]",
-    ),
+    samples_option,
     click.option(
         "--preprocess",
         metavar="TEXT",
@@ -283,7 +292,5 @@ plan_options = _options(
         is_flag=True,
         help="Come as near as possible where a budget is out of reach.",
     ),
-    click.option(
-        "--seed", default=0, show_default=True, type=SEED, help="For random scores and inputs."
-    ),
+    seed_option,
 )

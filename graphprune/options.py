@@ -134,7 +134,9 @@ class Options:
         if self.resolve is not None and self.masks is None:
             raise UsageError("--resolve says what masks mean", hint="Give --masks FILE.npz.")
         if self.resolve not in (None, *RESOLVE):
-            raise UsageError(f"--resolve {self.resolve!r} is unknown", hint=", ".join(RESOLVE))
+            raise UsageError(
+                f"--resolve {self.resolve!r} is unknown", hint=f"One of: {', '.join(RESOLVE)}."
+            )
         given = {"--criterion": self.criterion, "--scores": self.scores, "--masks": self.masks}
         named = [option for option, value in given.items() if value is not None]
         if len(named) > 1:
@@ -180,7 +182,9 @@ class Options:
                 hint="Say how much may remain, for example --target-flops 0.5.",
             )
         if self.spread not in SPREADS:
-            raise UsageError(f"--spread {self.spread!r} is unknown", hint=", ".join(SPREADS))
+            raise UsageError(
+                f"--spread {self.spread!r} is unknown", hint=f"One of: {', '.join(SPREADS)}."
+            )
         return budgets
 
     @property

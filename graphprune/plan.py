@@ -19,6 +19,7 @@ from graphprune.errors import UsageError
 from graphprune.slots import Axis
 
 SCHEMA = "graphprune.plan/1"
+A_PLAN = "graphprune apply MODEL PLAN: the plan is the file that --plan-out has written."
 
 
 @dataclass(frozen=True)
@@ -195,11 +196,12 @@ def read_plan(path: Path) -> Plan:
     try:
         document = json.loads(path.read_text())
     except OSError as error:
-        raise UsageError(f"cannot read the plan: {error.strerror}", str(path)) from error
+        cause = f"cannot read the plan: {error.strerror}"
+        raise UsageError(cause, str(path), A_PLAN) from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"the plan is not JSON: {error}", str(path)) from error
+        raise UsageError("the plan is not JSON", str(path), A_PLAN) from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise UsageError(f"not a plan of schema {SCHEMA}", str(path))
+        raise UsageError(f"not a plan of schema {SCHEMA}", str(path), A_PLAN)
     stated = document.pop("sha256", None)
     if stated != _digest(document):
         raise UsageError(

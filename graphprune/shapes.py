@@ -121,7 +121,12 @@ def _check_given(model: Model, given: Mapping[str, Shape]) -> None:
             and all(d is None or d == s for d, s in zip(dims, shape, strict=True))
         )
         if not fits or min(shape, default=0) < 0:
-            raise UsageError(f"--input-shape {list(shape)} does not fit the declared {dims}", name)
+            sizes = ",".join("N" if d is None else str(d) for d in dims or ())
+            raise UsageError(
+                f"--input-shape {list(shape)} does not fit the declared {dims}",
+                name,
+                f"Give {name}:{sizes} with a number for each N." if sizes else "",
+            )
 
 
 def batch_names(model: Model) -> set[str]:

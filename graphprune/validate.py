@@ -305,7 +305,9 @@ def read_inputs(path: Path, model: Model, extra: tuple[str, ...] = ()) -> dict[s
         with np.load(path, allow_pickle=False) as archive:
             data = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, AttributeError, TypeError, EOFError, *DAMAGED) as error:
-        cause = error.strerror if isinstance(error, OSError) and error.strerror else "no .npz file"
+        cause = (
+            error.strerror if isinstance(error, OSError) and error.strerror else "not an .npz file"
+        )
         hint = "Check the path; an .npz file holds arrays named by graph input."
         raise UsageError(f"cannot read arrays from the file: {cause}", str(path), hint) from error
     wanted = {value.name for value in model.inputs} | set(extra)
@@ -365,7 +367,11 @@ def _imported(module: str, name: str) -> Callable[..., object]:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, SyntaxError) as error:
-        raise UsageError(f"cannot import the score: {error}", f"--eval {module}:{name}") from error
+        raise UsageError(
+            f"cannot import the score: {error}",
+            f"--eval {module}:{name}",
+            "Give FILE.npz, or MODULE:FUNCTION of a module that Python finds from this folder.",
+        ) from error
     finally:
         sys.path.pop(0)
     if not callable(found):

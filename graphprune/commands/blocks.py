@@ -8,24 +8,30 @@ from typing import Any
 import click
 
 from graphprune.commands.group import cli
-from graphprune.flags import SEED, Shape, output_options, run_options
+from graphprune.flags import (
+    cache_option,
+    calib_option,
+    input_shape_option,
+    only_option,
+    output_options,
+    protect_option,
+    run_options,
+    samples_option,
+    seed_option,
+)
 from graphprune.voice import Voice
 
 
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--calib",
-    metavar="FILE.npz|FOLDER|none",
-    help="Calibration inputs, as for prune.  [default: none: made up from the model]",
-)
-@click.option("--samples", type=click.IntRange(1), help="How many of them.")
-@click.option("--seed", default=0, show_default=True, type=SEED, help="For what is made up.")
-@click.option("--protect", multiple=True, metavar="PATTERN", help="Keep these blocks.")
-@click.option("--only", multiple=True, metavar="PATTERN", help="Nothing but these may leave.")
-@click.option("--input-shape", multiple=True, type=Shape(), help="Sizes for symbolic inputs.")
+@calib_option
+@samples_option
+@seed_option
+@protect_option
+@only_option
+@input_shape_option
 @click.option("--measure/--no-measure", default=True, help="The latency of every block.")
-@click.option("--cache/--no-cache", default=True, help="Keep statistics beside the model.")
+@cache_option
 @run_options
 @output_options
 def blocks(model: Path, **given: Any) -> None:

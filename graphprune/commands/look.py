@@ -8,7 +8,13 @@ from typing import Any
 import click
 
 from graphprune.commands.group import cli
-from graphprune.flags import SEED, Shape, output_options, run_options, scope_options
+from graphprune.flags import (
+    input_shape_option,
+    output_options,
+    run_options,
+    scope_options,
+    seed_option,
+)
 from graphprune.given import scope_of
 from graphprune.voice import Voice
 
@@ -61,8 +67,8 @@ def explain(model: Path, place: str, **given: Any) -> None:
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 @click.option("--inputs", type=click.Path(path_type=Path), metavar="FILE.npz", help="Given inputs.")
-@click.option("--input-shape", multiple=True, type=Shape(), help="Sizes for symbolic inputs.")
-@click.option("--seed", default=0, show_default=True, type=SEED, help="For random inputs.")
+@input_shape_option
+@seed_option
 @output_options
 def compare(a: Path, b: Path, inputs: Path | None, **given: Any) -> None:
     """Compare structure, MACs and outputs of two models on the same inputs.
@@ -82,7 +88,7 @@ def compare(a: Path, b: Path, inputs: Path | None, **given: Any) -> None:
 @cli.command()
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--rounds", default=51, show_default=True, type=click.IntRange(5))
-@click.option("--input-shape", multiple=True, type=Shape(), help="Sizes for symbolic inputs.")
+@input_shape_option
 @run_options
 @output_options
 def bench(models: tuple[Path, ...], rounds: int, **given: Any) -> None:

@@ -84,7 +84,9 @@ class Scoring:
             (self.normalise or "none", tuple(NORMALISE), "--normalise"),
         ):
             if value not in allowed:
-                raise UsageError(f"{option} {value!r} is unknown", hint=f"One of {allowed}.")
+                raise UsageError(
+                    f"{option} {value!r} is unknown", hint=f"One of: {', '.join(allowed)}."
+                )
 
 
 def score(model: Model, coupling: Coupling, criterion: Criterion, scoring: Scoring) -> Scores:

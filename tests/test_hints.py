@@ -1,0 +1,37 @@
+"""What is wrong, where, and how to go on: the second line of an error says the last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command_line import Run
+
+NEXT = {
+    "a model for a plan": ("apply MODEL MODEL", ["not JSON", "MODEL PLAN", "--plan-out"]),
+    "no plan": ("apply MODEL nothing.json", ["cannot read the plan", "--plan-out"]),
+    "other JSON": ("apply MODEL JSON", ["not a plan", "--plan-out"]),
+    "an axis too many": ("explain MODEL c0:7", ["no axis 7", "[16, 3, 3, 3]"]),
+    "an index too many": ("explain MODEL c0:0:16", ["no index 16", "0 to 15"]),
+    "a score of no module": ("MODEL --eval nothing:score", ["--eval", "FILE.npz"]),
+    "no number": ("MODEL --target-flops half", ["--target-flops", "'half' is not a valid number"]),
+    "a way to sum": ("MODEL --reduce much", ["'much' is unknown", "One of: sum, mean"]),
+    "a spread": ("MODEL --spread wide", ["'wide' is unknown", "One of: auto, solved"]),
+    "an input shape": ("MODEL --input-shape x:1,4,8,8", ["[1, 4, 8, 8]", "x:N,3,8,8"]),
+    "no archive": (
+        "compare MODEL MODEL --inputs JSON",
+        ["not an .npz file", "named by graph input"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEXT)
+def test_how_to_go_on(run: Run, small: Path, name: str) -> None:
+    command, words = NEXT[name]
+    document = small.with_name("other.json")
+    document.write_text('{"schema": "another/1"}')
+    files = {"MODEL": small, "JSON": document}
+    ran = run(*(files.get(word, word) for word in command.split()), "--quiet")
+    assert (ran.code, ran.out) == (2, "")
+    missing = [word for word in words if word not in ran.err]
+    assert not missing, f"{missing} not in {ran.err!r}"
