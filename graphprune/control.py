@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
+from numpy.typing import NDArray
 from onnx import AttributeProto, helper
 
 DOMAIN = "graphprune.control"
@@ -121,6 +122,20 @@ def _is_sound(node: onnx.NodeProto) -> bool:
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
     found = next((a for a in node.attribute if a.name == name), None)
     return default if found is None else helper.get_attribute_value(found)
+
+
+def said(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+    """An attribute with bytes as text."""
+    value = attribute(node, name, default)
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def integers(given: Any, value: NDArray[Any] | None) -> list[int] | None:
+    """A list that older opsets give as attribute (``given``) and newer ones as input (``value``);
+    ``None`` where neither is known."""
+    if given is not None:
+        return [int(v) for v in given] if isinstance(given, Sequence) else [int(given)]
+    return None if value is None else [int(v) for v in value.reshape(-1)]
 
 
 def _open(opened: Opened, node: onnx.NodeProto, alias: Alias) -> None:

@@ -19,6 +19,7 @@ from graphprune.errors import TargetError, UsageError
 from graphprune.factors import Matrix, Site, all_directions, sites
 from graphprune.latency.predict import Latency
 from graphprune.latency.ranks import ranked_latency
+from graphprune.linear import INNER
 from graphprune.model import Model
 from graphprune.options import Options
 from graphprune.pipeline import Context, Pass, Pipeline
@@ -27,8 +28,6 @@ from graphprune.ranked import Ranks, ranks_of, with_ranks
 from graphprune.repair.damage import silent
 from graphprune.study import Progress, Study
 from graphprune.targets import Target, choose
-
-INNER = "graphprune_rank"
 
 
 def in_scope(prepared: Prepared, folded: Model) -> tuple[list[Site], list[str]]:

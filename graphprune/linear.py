@@ -25,6 +25,7 @@ Attributes = Mapping[str, Any]
 Weights = Mapping[str, onnx.TensorProto]
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 RECURRENT = ("LSTM", "GRU", "RNN")
+INNER = "graphprune_rank"  # ends the names of what a layer of lower rank has besides
 
 
 @dataclass(frozen=True)

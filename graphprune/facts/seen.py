@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx
-from onnx import helper
 
+from graphprune.control import integers, said
 from graphprune.facts.fact import Fact, Kinds, Shape, unknown, word
 from graphprune.model import Array
 
@@ -42,11 +42,7 @@ class Seen:
     array: Callable[[str], Array]
 
     def attr(self, name: str, default: Any = None) -> Any:
-        for attribute in self.node.attribute:
-            if attribute.name == name:
-                value = helper.get_attribute_value(attribute)
-                return value.decode() if isinstance(value, bytes) else value
-        return default
+        return said(self.node, name, default)
 
     def has(self, index: int) -> bool:
         return index < len(self.node.input) and bool(self.node.input[index])
@@ -79,11 +75,7 @@ class Seen:
 
     def list_of(self, attr: str, index: int) -> list[int] | None:
         """A list given as attribute (older opsets) or as input (newer ones), if it is known."""
-        given = self.attr(attr)
-        if given is not None:
-            return [int(v) for v in given] if isinstance(given, list | tuple) else [int(given)]
-        value = self.value(index)
-        return None if value is None else [int(v) for v in value.reshape(-1)]
+        return integers(self.attr(attr), self.value(index))
 
     @property
     def name(self) -> Kinds:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
 
+from graphprune.control import integers, said
 from graphprune.model import Array
 from graphprune.quantisation import Quantised
 from graphprune.relations import (
@@ -74,11 +74,7 @@ class Op:
         return self.node.op_type
 
     def attr(self, name: str, default: Any = None) -> Any:
-        for attribute in self.node.attribute:
-            if attribute.name == name:
-                value = helper.get_attribute_value(attribute)
-                return value.decode() if isinstance(value, bytes) else value
-        return default
+        return said(self.node, name, default)
 
     def axis(self, name: str = "axis", default: int | None = None, rank: int | None = None) -> int:
         """An axis attribute, as a non-negative number for the first input's rank."""
@@ -112,12 +108,9 @@ class Op:
 
     def list_of(self, attr: str, index: int) -> list[int] | None:
         """A list given as attribute (older opsets) or as input ``index`` (newer ones)."""
-        given = self.attr(attr)
-        if given is not None:
-            return [int(v) for v in given] if isinstance(given, Sequence) else [int(given)]
-        value = self.value(index)
-        if value is not None:
-            return [int(v) for v in value.reshape(-1)]
+        found = integers(self.attr(attr), self.value(index))
+        if found is not None:
+            return found
         place = self.place(index)
         if place < len(self.node.input) and self.node.input[place]:
             raise RefusedError(f"input {index} ({attr}) is not known before run time")

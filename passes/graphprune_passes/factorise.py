@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import helper
 
-from graphprune.linear import Linear, linears
+from graphprune.linear import INNER, Linear, Matrix, linears
 from graphprune.model import Array, Model, label, set_initializer
 from graphprune.pipeline import Change, Context, PassResult
 
-Matrix = NDArray[np.float64]
-INNER = "graphprune_rank"  # ends the names of what is new
 SHAPED = ("kernel_shape", "strides", "dilations", "pads", "auto_pad", "group")
 
 
