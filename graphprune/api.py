@@ -38,7 +38,7 @@ from graphprune.storage import load, source_bytes
 from graphprune.study import Study, study
 from graphprune.summing import sum_up
 from graphprune.targets import choose
-from graphprune.unconstrained import chosen, opened, widened
+from graphprune.unconstrained import carried_over, chosen, opened, widened
 from graphprune.validate import scorer_of
 
 __all__ = ["analyse", "apply", "plan", "prepare", "prune", "prune_each", "registry"]
@@ -159,8 +159,9 @@ def _studied(
             )
         prepared = clock("time", lambda _: timed(prepared, options))
         options = in_milliseconds(prepared, options)
+    plain = prepared  # what makes the calibration inputs, and finds them again
     if options.unconstrained and options.masks is not None:  # each reader has its own
-        prepared = clock("analyse", lambda _: opened(prepared)[0])
+        prepared = clock("analyse", lambda _: opened(plain)[0])
     if options.eval_data is not None:
         scorer_of(options.eval_data, original)  # a wrong file is said now, not after minutes
     needed = options.needs_inputs(prepared.registry)
@@ -172,7 +173,9 @@ def _studied(
         )
     if wanted and needed:
         clock("plan", lambda _: rehearse(prepared, options))
-    studied = clock("calibrate", lambda progress: study(prepared, options, progress))
+    studied = clock("calibrate", lambda progress: study(plain, options, progress))
+    if prepared is not plain:
+        studied = carried_over(studied, prepared)
     return replace(studied, notes=(*notes, *studied.notes)), options
 
 

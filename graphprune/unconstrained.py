@@ -63,8 +63,12 @@ def opened(prepared: Prepared) -> tuple[Prepared, PassResult]:
 def widened(studied: Study) -> tuple[Study, PassResult]:
     """The study of the same model with selectors in it, and what that changed."""
     prepared, done = opened(studied.prepared)
-    original = prepared.folded(prepared.analysis.model)
-    return replace(studied, prepared=prepared, original=original), done
+    return carried_over(studied, prepared), done
+
+
+def carried_over(studied: Study, prepared: Prepared) -> Study:
+    """The study, on the same inputs, of the model with selectors in it."""
+    return replace(studied, prepared=prepared, original=prepared.folded(prepared.analysis.model))
 
 
 def removed_by_readers(analysis: Analysis, kept: Mapping[tuple[str, int], Mask]) -> Mask:

@@ -233,6 +233,26 @@ def test_a_plan_with_another_word_for_it_is_refused(run: Callable[..., Any], sma
     assert "malformed" in ran.err
 
 
+def test_masks_and_their_plan_find_the_inputs_of_other_plans(tmp_path: Path) -> None:
+    """Calibration inputs belong to the model as it is given, with selectors in it or not."""
+    source = tmp_path / "m.onnx"
+    b = Builder(2)
+    x = b.add("Relu", b.conv("x", 3, 8))
+    x = b.add("Relu", b.add("Add", b.conv(x, 8, 4), b.conv(x, 8, 4)))
+    y = b.add("MatMul", b.add("Flatten", b.add("GlobalAveragePool", x)), b.weight(4, 5))
+    onnx.save(b.model({"x": ["n", 3, 8, 8]}, {y: ["n", 5]}), source)
+    masks = [np.ones((4, 8, 3, 3), np.int64) for _ in range(2)]
+    masks[0][:, [1, 2]] = masks[1][:, 5] = 0
+    np.savez(tmp_path / "masks.npz", c2=masks[0], c4=masks[1])
+    options: dict[str, Any] = {"measure": False, "samples": 300}
+    masked = api.prune(source, masks=tmp_path / "masks.npz", unconstrained=True, **options)
+    plain = api.prune(source, flops=0.8, **options)
+    assert "matched" in str(masked.calibration)
+    assert masked.plan.options["calibration"]["key"] == plain.plan.options["calibration"]["key"]
+    again = api.apply(source, masked.plan)
+    assert again.model.SerializeToString() == masked.model.SerializeToString()
+
+
 def test_masks_that_disagree_serve_each_reader(run: Callable[..., Any], tmp_path: Path) -> None:
     source, masks, out = tmp_path / "m.onnx", tmp_path / "masks.npz", tmp_path / "out.onnx"
     onnx.save(residual(), source)
