@@ -84,7 +84,8 @@ def judge(
     blocks = analysis.coupling.blocks[analysis.coupling.blocks >= 0]
     curves = studied.inputs is not None and options.plans_by_inputs(prepared.registry)
     curves = curves and _wants_curves(options, criterion)
-    if len(blocks) and not (curves and options.spread in ("auto", "solved")):
+    weighed = options.unbudgeted or (curves and options.spread in ("auto", "solved"))
+    if len(blocks) and not weighed:  # without a budget none leaves
         raise UsageError(
             "--units blocks needs calibration inputs: weights do not say what a block is worth",
             hint="Leave out blocks, or --fast, --criterion, --repair none and --spread.",

@@ -147,9 +147,12 @@ def settled_blocks(
     if np.isfinite(factor):
         blocks = judged.evidence[BLOCKS]
         curves[BLOCKS] = replace(blocks, curve=blocks.curve * factor)
-    without, some = ([e for e, _, n in found.values() if bool(n) is left] for left in (False, True))
-    kinds = (("with blocks gone", some), ("with all blocks", without))
-    least = [f"{min(errors):.3g} {kind}" for kind, errors in kinds if errors]
+    count = int((analysis.coupling.blocks >= 0).sum())
+    best = {bool(gone): (error, gone) for error, _, gone in sorted(found.values(), reverse=True)}
+    least = [
+        f"{error:.3g} with {f'{gone} of {count} blocks gone' if gone else 'all blocks'}"
+        for error, gone in (best[some] for some in (True, False) if some in best)
+    ]
     note = f"distortion on inputs held out: {', '.join(least)}"
     return replace(judged, evidence=curves), (note,)
 

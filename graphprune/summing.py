@@ -92,7 +92,7 @@ def sum_up(
 def _blocks_note(plan: Plan) -> list[str]:
     gone = [block for block in plan.blocks if block.removed]
     if not gone:
-        return []
+        return [f"0 of {len(plan.blocks)} residual blocks have left"] if plan.blocks else []
     named = ", ".join(f"{block.kind} {block.name}" for block in gone)
     return [f"{len(gone)} of {len(plan.blocks)} residual blocks have left: {named}"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,18 @@ def test_without_blocks(run: Run, tmp_path: Path) -> None:
     assert json.loads(run("blocks", path, "--json").out)["blocks"] == []
 
 
+@pytest.mark.parametrize("units", ["blocks", "channels,heads,blocks", "channels,ranks"])
+def test_without_a_budget_nothing_is_weighed(run: Run, path: Path, units: str) -> None:
+    """What nothing is lost for leaves as ever, and no inputs are made."""
+    ran = run(path, "--units", units, "-o", path.with_name("out.onnx"), "--no-measure", "--json")
+    assert ran.code == 0, ran.err
+    document = json.loads(ran.out)
+    notes = " ".join(document["notes"])
+    assert "no budget was given" in notes
+    assert document["calibration"] is None
+    assert ("0 of 4 residual blocks have left" in notes) is ("blocks" in units)
+
+
 def test_pruned_by_blocks_alone(run: Run, path: Path) -> None:
     out = path.with_name("out.onnx")
     plan = path.with_name("plan.json")
@@ -78,3 +91,15 @@ def test_pruned_by_blocks_alone(run: Run, path: Path) -> None:
     again = path.with_name("again.onnx")
     assert run("apply", path, plan, "-o", again, "--no-measure").code == 0
     assert again.read_bytes() == out.read_bytes()
+
+
+def test_blocks_and_channels_say_how_many_left(run: Run, path: Path) -> None:
+    asked = ["--units", "channels,heads,blocks", "--target-flops", 0.4, "--samples", 64]
+    ran = run(path, *asked, "-o", path.with_name("out.onnx"), "--no-measure", "--json")
+    assert ran.code == 0, ran.err
+    notes = " ".join(json.loads(ran.out)["notes"])
+    left = re.search(r"(\d) of 4 residual blocks have left", notes)
+    assert left is not None
+    weighed = re.search(r"inputs held out: (.*) with (\d) of 4 blocks gone", notes)
+    assert weighed is not None
+    assert left[1] == weighed[2]
