@@ -25,6 +25,8 @@ MODELS = {
     "GatherND batch": (13, "float[2,3,6] x", "float[2,4,6] y",
         "i = Constant<value = int64[2,4,1] {0, 1, 1, 2, 2, 1, 0, 0}>() "
         "y = GatherND<batch_dims=1>(x, i)"),
+    "ScatterND, rows": (16, "float[6,4] x, float[2,4] u", "float[6,4] y",
+        "i = Constant<value = int64[2,1] {3, 1}>() y = ScatterND(x, i, u)"),
     "ScatterND": (13, "float[3,4,6] x, float[2,6] u", "float[3,4,6] y",
         "i = Constant<value = int64[2,2] {0, 1, 2, 3}>() y = ScatterND(x, i, u)"),
     "GatherElements": (13, "float[3,6] x", "float[2,6] y",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from graphprune.rules.op import Op, RefusedError, Table
 
 table = Table()
@@ -31,10 +33,31 @@ def scatter_nd(op: Op) -> None:
     """``updates``: [i.., rest..] overwrite the places of ``data`` [looked up.., rest..]."""
     x, indices, updates, y = op.input(0), op.input(1), op.input(2), op.output()
     looked_up = len(indices[indices.rank - 1])
+    if looked_up == 1 and indices.rank == 2 and op.constant[1] and _overwritten(op):
+        return
     op.same_axes(x.axes[looked_up:], y.axes[looked_up:])
     op.same_axes(updates.axes[indices.rank - 1 :], y.axes[looked_up:])
     for axis in x.axes[:looked_up]:
         op.pin(axis, "indices along the axis")
+
+
+def _overwritten(op: Op) -> bool:
+    """Known slots of the first axis get other values (``x[:, :8] = v``): they stay what they were,
+    and each leaves with its row of the updates. Whether that is what happens."""
+    x, indices, updates, y = op.input(0), op.input(1), op.input(2), op.output()
+    value = op.value(1)
+    if value is None or not value.size or str(op.attr("reduction", "none")) != "none":
+        return False
+    rows = value.reshape(-1).astype(np.int64)
+    if rows.min() < 0 or rows.max() >= len(x[0]) or len(np.unique(rows)) < len(rows):
+        return False
+    op.same(x, y)
+    op.tie(updates[0], y[0].slots[rows])
+    op.tie(indices[0], updates[0])
+    op.free(indices[1])
+    op.same_axes(updates.axes[1:], y.axes[1:])
+    op.renumber(1, x[0])
+    return True
 
 
 @table.rule("GatherElements")
