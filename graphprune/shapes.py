@@ -78,6 +78,8 @@ def infer(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Shap
         size = waiting.pop(0)
         sizes = {v.name: 1 if v.name in states else size for v in model.inputs}
         inputs = {v.name: _concrete(v, given, known, sizes[v.name], batch) for v in model.inputs}
+        if len(tries) == 1 and inputs == tries[0][1].inputs:
+            break  # only the batch is open
         tries.append((size, _walk(model, inputs)))
         if _unknown(tries[-1][1]) == _floor(model, tries[-1][1]):
             break

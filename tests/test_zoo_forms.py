@@ -7,11 +7,13 @@ import pytest
 from graphs import Builder
 from onnx import TensorProto, helper, parser
 
+from graphprune import shapes
 from graphprune.analysis import analyse
 from graphprune.api import prune
 from graphprune.check import check_rule
 from graphprune.coupling import couple
 from graphprune.errors import NothingPrunableError
+from graphprune.model import Model
 from graphprune.rules import relate
 from graphprune.shapes import infer
 from graphprune.storage import load
@@ -227,3 +229,24 @@ def test_sizes_that_tables_inside_ask_for() -> None:
 def test_a_nameless_axis_of_a_state_is_the_batch() -> None:
     assert sizes("float[?,?] x, float[2,?,4] state", "y = Add(x, x)")["state"] == (2, 1, 4)
     assert sizes("float[1,3,?,?] x", "y = Relu(x)")["x"] == (1, 3, 32, 32)
+
+
+EMPTY = """<ir_version: 8, opset_import: ["": 17]> g (float[n,6] x) => (float[n,6] y)
+<int64[1] end = {6}, int64[1] axis = {1}> {
+    none = Slice(x, end, end, axis)
+    y = Concat<axis=1>(x, none)
+}"""
+
+
+def test_an_open_batch_is_one_whatever_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty tensor makes other sizes be tried; here there are none."""
+    tried = []
+    walk = shapes._walk
+
+    def watched(model: Model, inputs: dict[str, tuple[int, ...]]) -> shapes.Shapes:
+        tried.append(inputs["x"])
+        return walk(model, inputs)
+
+    monkeypatch.setattr(shapes, "_walk", watched)
+    assert infer(load(parser.parse_model(EMPTY))).shape["none"] == (1, 0)
+    assert tried == [(1, 6)]
