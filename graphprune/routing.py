@@ -8,8 +8,8 @@ says: the norm, over all tokens, of the expert's weighed outputs. Two forms are 
 2. Experts are looked up by their numbers: the last tensor with a row for each number.
 
 3. Experts stand apart and are added up: the terms of the sum.
-4. ONNX Runtime's MoE shows nothing but the router's logits: the shares of those taken, times the
-   norm of the weights that make what an expert says.
+4. ONNX Runtime's MoE and QMoE show nothing but the router's logits: the shares of those taken,
+   times the norm of the weights that make what an expert says (in integers: of their scales).
 How far the outputs move is then measured with the least of the experts cut.
 """
 
@@ -38,7 +38,7 @@ from graphprune.runtime import Feeds, run_session, session
 from graphprune.study import Progress, Study
 
 MOST_CHUNKS = 16  # of the inputs, for each measurement
-FUSED, DOWN = "MoE", 4  # the operator, and where its last weights stand
+FUSED = {"MoE": 4, "QMoE": 6}  # operator → where its last weights stand, or their scales
 
 
 @dataclass(frozen=True)
@@ -181,8 +181,9 @@ def _seen(analysis: Analysis, group: Group, last: Mapping[bytes, str]) -> _Seen 
             tensors = tuple((terms[slot], 0) for slot in choice.slots.tolist())
             found.append(_Seen(tensors, kinds.astype(np.int64), each=True))
         node = model.nodes[choice.node]
-        if node.op_type == FUSED and node.input[DOWN] in model.initializers:
-            how = choice.least, node.input[DOWN]
+        place = FUSED.get(node.op_type, len(node.input))
+        if place < len(node.input) and node.input[place] in model.initializers:
+            how = choice.least, node.input[place]
             logits = node.input[choice.input], choice.axis
             found.append(_Seen((logits,), kinds.astype(np.int64), fused=how))
         if found:

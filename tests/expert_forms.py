@@ -199,6 +199,38 @@ def parted() -> onnx.ModelProto:
 
 
 Form = Callable[[], onnx.ModelProto]
+
+
+def quantised() -> onnx.ModelProto:
+    """ONNX Runtime's own operator with weights of 4 bits, two in a byte."""
+    b = Builder(16)
+    router = _router(b)
+
+    def bits(*shape: int) -> str:
+        return str(b.constant(b.rng.integers(0, 256, shape).astype(np.uint8)))
+
+    weights = [bits(EXPERTS, 16, WIDTH // 2), b.weight(EXPERTS, 16), b.weight(EXPERTS, 16)]
+    weights += [bits(EXPERTS, WIDTH, 8), b.weight(EXPERTS, WIDTH), b.weight(EXPERTS, WIDTH)]
+    given = {"k": 2, "activation_type": "gelu", "expert_weight_bits": 4}
+    return _finished(b, b.add("QMoE", "x", router, *weights, domain="com.microsoft", **given))
+
+
+def unrolled() -> onnx.ModelProto:
+    """A loop over the experts, unrolled: each looks for its own tokens and adds to their rows."""
+    b = Builder(17, opset=18)
+    values, numbers = b.add("TopK", b.add("Softmax", _router(b)), b.ints(2), outputs=2)
+    y = b.constant(np.zeros((TOKENS, WIDTH), np.float32))
+    for expert in range(EXPERTS):
+        mine = b.add("Equal", numbers, b.constant(np.int64(expert)))
+        places = b.add("Transpose", b.add("NonZero", mine), perm=[1, 0])
+        rows = b.add("Slice", places, b.ints(0), b.ints(1), b.ints(1))
+        hidden = b.add("MatMul", b.add("GatherND", "x", rows), b.weight(WIDTH, INNER))
+        said = b.add("MatMul", b.add("Relu", hidden), b.weight(INNER, WIDTH))
+        gate = b.add("Unsqueeze", b.add("GatherND", values, places), b.ints(1))
+        y = b.add("ScatterND", y, rows, b.add("Mul", said, gate), reduction="add")
+    return _finished(b, y)
+
+
 LEAVE: dict[str, tuple[Form, int]] = {  # with as many as are taken
     "dense": (dense, 1),
     "dense, Einsum": (dense_einsum, 1),
@@ -211,6 +243,7 @@ LEAVE: dict[str, tuple[Form, int]] = {  # with as many as are taken
     "two, scattered": (scattered, 2),
     "two, OneHot": (one_hot, 2),
     "fused": (fused, 2),
+    "fused, 4 bits": (quantised, 2),
     "apart, stacked": (stacked, 1),
     "apart, added": (added, 1),
     "apart, sliced": (lambda: added(sliced=True), 1),
@@ -219,4 +252,5 @@ STAY: dict[str, tuple[Form, str]] = {
     "counted": (counted, "Equal: positions along the axis are read as numbers"),
     "parted": (parted, "Softmax takes statistics over the axis"),
     "picked": (picked, "Softmax takes statistics over the axis"),
+    "unrolled": (unrolled, "Equal: positions along the axis are read as numbers"),
 }

@@ -132,6 +132,9 @@ PINNED = {
         "float[2,1,32] q, float[2,1,32] k, float[2,1,32] v, float[2,4,5,8] a, float[2,4,5,8] b, "
         "float[96] c", "float[2,1,32] y, float[2,4,6,8] d, float[2,4,6,8] e",
         "y, d, e = M.DecoderMaskedMultiHeadAttention<num_heads=4>(q, k, v, , , a, b, , , , c)"),
+    "QMoE": (
+        "float[5,6] x, float[5,3] r, uint8[3,8,3] u, float[3,8] s, uint8[3,6,4] d, float[3,6] t",
+        "float[5,6] y", 'y = M.QMoE<activation_type="gelu", k=2>(x, r, u, s, , d, t)'),
     "MoE gated": (
         "float[2,5,6] x, float[10,3] r, float[3,8,6] u, float[3,6,8] d, float[3,8,6] g",
         "float[2,5,6] y", 'y = M.MoE<activation_type="silu", k=1>(x, r, u, , d, , g)'),

@@ -184,3 +184,29 @@ def mixture_of_experts(op: Op) -> None:
     used = op.virtual(int(op.attr("k", 1)))
     for weight in (up, down):
         op.macs(*x.axes[:-1], used, *weight.axes[1:])
+
+
+@table.rule("QMoE", domain=MICROSOFT)
+def quantised_mixture(op: Op) -> None:
+    """As ``MoE`` with integers for weights, packed along what they sum over: experts alone leave,
+    with their scales, biases and zero points."""
+    if op.attr("quant_type", "int") != "int":
+        raise RefusedError("weights of small floats, which no CPU kernel has")
+    if op.attr("weights_prepacked", 0):
+        raise RefusedError("weights packed for one processor")
+    x, up, down, router = op.input(0), op.input(2), op.input(5), op.input(1)
+    experts, taken = router[router.rank - 1], int(op.attr("k", 1))
+    op.choose(1, router.rank - 1, taken)
+    for index in range(2, 14):
+        if op.has(index):
+            op.tie(op.input(index)[0], experts)
+    if op.has(14):  # the shares, where the router's numbers only choose
+        op.tie(op.input(14)[1], experts)
+    op.experts(up[0])
+    op.experts(down[0])
+    for axis in (x[x.rank - 1], op.output()[x.rank - 1], up[1], down[1]):
+        op.pin(axis, "integers are packed along what is summed over; experts alone may leave")
+    inner = up[1] if int(op.attr("swiglu_fusion", 0)) == 0 else op.virtual(len(up[1]) // 2)
+    used, width = op.virtual(taken), x[x.rank - 1]
+    op.macs(*x.axes[:-1], used, up[1], width)
+    op.macs(*x.axes[:-1], used, inner, width)
