@@ -230,7 +230,7 @@ class Options:
         criterion, name = self.criterion_of(registry), self.repair_name
         names = [self.criterion_name] if criterion.needs_inputs else []
         names += [name] if name != "none" and registry.repair(name).needs_inputs else []
-        names += ["--units ranks"] if "ranks" in self.units and not self.unbudgeted else []
+        names += ["--units ranks"] if "ranks" in self.units else []
         names += ["--unconstrained"] if self.unconstrained and self.masks is None else []
         if self.fast and names:
             raise UsageError(
