@@ -10,7 +10,7 @@ from graphprune.clock import Clock
 from graphprune.cost import count_params
 from graphprune.errors import AccuracyGateError, LatencyGateError, UsageError
 from graphprune.interface import reshaped
-from graphprune.model import Model
+from graphprune.model import Model, label
 from graphprune.options import Options
 from graphprune.pace import PACED_ROUNDS, Paced, held
 from graphprune.plan import Plan
@@ -51,7 +51,9 @@ def sum_up(
         )
     _gates(verdict, options)
     before, after = _summaries(prepared, made, verdict)
-    unseen = prepared.quantised_notes if options.repair_name != "none" else []
+    unseen: list[str] = []
+    if options.repair_name != "none":
+        unseen = [*prepared.quantised_notes, *_shared_note(prepared, made)]
     alone = options.unbudgeted and not prepared.cleaned and not made.decision.removed.any()
     unlost = [NOTHING_IDLE] if alone else []
     said = made.plan.options
@@ -87,6 +89,27 @@ def sum_up(
         tuple(inexact(analysis, made.decision.removed)),
         prepared.cleaned if options.scope.lossless else None,
     )
+
+
+def _shared_note(prepared: Prepared, made: Made) -> list[str]:
+    """Which operators lost inputs that no repair makes up for: one for one use of the weights would
+    break the others."""
+    analysis = prepared.analysis
+    model = analysis.model
+    alive = analysis.coupling.alive(made.decision.removed)
+    nodes = sorted(
+        {
+            stated.node
+            for stated in analysis.relations.contractions
+            if not alive[stated.slots].all()
+            and (weight := model.nodes[stated.node].input[stated.input]) in model.initializers
+            and len(model.consumers[weight]) > 1
+        }
+    )
+    if not nodes:
+        return []
+    first = label(model.nodes[nodes[0]])
+    return [f"{len(nodes)} operators whose weights others read too are not repaired: {first!r} ..."]
 
 
 def _blocks_note(plan: Plan) -> list[str]:
