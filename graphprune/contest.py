@@ -3,6 +3,10 @@ on inputs held out, and how long the models take.
 
 What comes second must be clearly nearer, and no slower than the noise of measuring explains: the
 same MACs in more operators (copies that select channels, two layers for one) can take longer.
+
+Nearer means in squared errors of the outputs and in the divergence of the predictions, with as many
+predictions the same, and by more than chance in rows compared in pairs. Any one of these alone
+takes plans that lose accuracy (``tools/benchmark_contest.py``, ``docs/figures.md``).
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from graphprune.distortion import TINY
 from graphprune.latency.device import Device
 from graphprune.model import Model
 from graphprune.options import Options
@@ -22,15 +27,34 @@ from graphprune.runtime import random_inputs
 from graphprune.search import Nearness
 from graphprune.targets import Target, choose
 
-CLEARLY = 0.9  # of the usual plan's distortion that another one may have at most
-SIGMAS, FEW = 2.0, 8  # standard errors of the mean gain of a row; rows that say nothing of that
+CLEARLY = 0.9  # of the usual plan's distortion and divergence that another may have at most
+SIGMAS, FEW = 1.5, 8  # standard errors of the mean gain of a row; rows that say nothing of that
 
 
 def clearly_nearer(other: Nearness, usual: Nearness) -> bool:
-    """Whether a plan is nearer to the original by more than chance: rows are compared in pairs."""
+    """Whether a plan is nearer to the original by more than chance, in all that is measured."""
     gain = usual.rows - other.rows
     sure = len(gain) < FEW or gain.mean() >= SIGMAS * gain.std(ddof=1) / np.sqrt(len(gain))
-    return bool(sure) and other.distortion <= CLEARLY * usual.distortion
+    both = (
+        other.distortion <= CLEARLY * usual.distortion
+        and other.divergence <= CLEARLY * usual.divergence
+    )
+    return bool(sure) and both and other.agreement >= usual.agreement
+
+
+def share_left(other: Nearness, usual: Nearness) -> float:
+    """Of two plans the one for which this is less is nearer to the original: what is left of the
+    usual plan's distortion, times what is left of its divergence."""
+    distortion = (other.distortion + TINY) / (usual.distortion + TINY)
+    return distortion * (other.divergence + TINY) / (usual.divergence + TINY)
+
+
+def compared(other: Nearness, usual: Nearness) -> str:
+    """The numbers of both, for a note."""
+    text = f"distortion of the outputs {other.distortion:.4f} against {usual.distortion:.4f}"
+    if not usual.divergence:
+        return text
+    return f"{text}, of predictions {other.divergence:.4f} against {usual.divergence:.4f}"
 
 
 @dataclass(frozen=True)

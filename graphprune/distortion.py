@@ -49,6 +49,17 @@ def agreement(expected: Sequence[Array], actual: Sequence[Array]) -> float:
     return float(np.mean(shares)) if shares else 1.0
 
 
+def divergence(expected: Sequence[Array], actual: Sequence[Array]) -> float:
+    """Mean Kullback-Leibler divergence of the predictions from the expected ones, in nats, over the
+    rows of the outputs that are class scores ([rows, classes]); 0 where none are."""
+    found = []
+    for a, b in zip(expected, actual, strict=True):
+        if a.dtype.kind == "f" and a.ndim == 2 and a.shape[1] > 1 and len(a):
+            p, q = (_log_probabilities(scores.astype(np.float64)) for scores in (a, b))
+            found.append(float((np.exp(p) * (p - q)).sum(axis=1).mean()))
+    return float(np.mean(found)) if found else 0.0
+
+
 def row_errors(expected: Sequence[Array], actual: Sequence[Array]) -> Array:
     """Squared error of every row of the first float output: [rows], in no unit."""
     for a, b in zip(expected, actual, strict=True):
@@ -66,6 +77,12 @@ def _of(expected: Array, actual: Array) -> float:
         expected, actual = _logits(expected), _logits(actual)
     spread = max(float(np.square(expected - expected.mean()).mean()), TINY)
     return float(np.square(expected - actual).mean()) / spread
+
+
+def _log_probabilities(scores: Array) -> Array:
+    logits = _logits(scores)
+    logits = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))
 
 
 def _logits(scores: Array) -> Array:

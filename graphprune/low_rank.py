@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from graphprune.budget import Decision
 from graphprune.calibrate.samples import split
-from graphprune.contest import clearly_nearer, track
+from graphprune.contest import clearly_nearer, compared, track
 from graphprune.errors import NothingPrunableError, TargetError
 from graphprune.options import Options
 from graphprune.pace import WITHIN, Paced, paced
@@ -82,20 +82,17 @@ def _better(
     before, after = map(near, models)
     shares = usual[0].share, other[0].share
     if shares[0] is not None and shares[1] is not None:
-        compared = f"{shares[1]:.3f} of the MACs against {shares[0]:.3f} by channels alone"
+        said = f"{shares[1]:.3f} of the MACs against {shares[0]:.3f} by channels alone"
         better = shares[1] < shares[0]
     else:
-        compared = (
-            f"distortion of the outputs {after.distortion:.4f} against {before.distortion:.4f} "
-            "by channels alone"
-        )
-        better = clearly_nearer(after, before) and after.agreement >= before.agreement
+        said = f"{compared(after, before)} by channels alone"
+        better = clearly_nearer(after, before)
     if not better:
-        return _refused(usual[0], f"not clearly better: {compared}")
+        return _refused(usual[0], f"not clearly better: {said}")
     race = track(studied.prepared, options)(models[0], models[1])
     if race.lost:
-        return _refused(usual[0], f"slower: {race}, with a {compared}")
-    return replace(other[0], note=f"ranks: {compared}; {race}")
+        return _refused(usual[0], f"slower: {race}, with a {said}")
+    return replace(other[0], note=f"ranks: {said}; {race}")
 
 
 def _alone(

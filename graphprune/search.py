@@ -15,7 +15,7 @@ from graphprune.budget import Decision
 from graphprune.calibrate.samples import split
 from graphprune.coupling import Mask
 from graphprune.cut import cut
-from graphprune.distortion import agreement, distortion, relative_error, row_errors
+from graphprune.distortion import agreement, distortion, divergence, relative_error, row_errors
 from graphprune.errors import TargetError, UsageError
 from graphprune.interface import fitted
 from graphprune.ladders import BLOCKS
@@ -175,10 +175,12 @@ def error_on(studied: Study) -> Callable[[Model], float]:
 
 @dataclass(frozen=True)
 class Nearness:
-    """How near a model's outputs are to the original's: their mean distortion, the share of rows
-    with the same largest class score (1 where there are no classes), and each row's error."""
+    """How near a model's outputs are to the original's: their mean distortion, the divergence of
+    its predictions and the share of rows with the same largest class score (0 and 1 where there
+    are no classes), and each row's error."""
 
     distortion: float
+    divergence: float
     agreement: float
     rows: Array
 
@@ -198,6 +200,7 @@ def held_out(studied: Study, options: Options) -> tuple[Study, Callable[[Model],
         pairs = list(_pairs(reference, model, held))
         return Nearness(
             float(np.mean([distortion(a, b) for a, b in pairs])),
+            float(np.mean([divergence(a, b) for a, b in pairs])),
             float(np.mean([agreement(a, b) for a, b in pairs])),
             np.concatenate([row_errors(a, b) for a, b in pairs]),
         )

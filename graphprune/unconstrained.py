@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from graphprune.analysis import Analysis
-from graphprune.contest import clearly_nearer, track
+from graphprune.contest import clearly_nearer, compared, share_left, track
 from graphprune.coupling import Mask
 from graphprune.cut import cut
 from graphprune.errors import TargetError, UsageError
@@ -145,16 +145,15 @@ def chosen(
         seen = near(model)
         if seen.distortion < usual.distortion and seen.agreement >= usual.agreement:
             nearer.append(_Rival(one, model, seen))
-    nearer.sort(key=lambda rival: rival.near.distortion)
+    nearer.sort(key=lambda rival: share_left(rival.near, usual))
     if not nearer:
         return _refused(constrained, "no plan with selectors is nearer to the original")
-    if not clearly_nearer(nearer[0].near, usual):
+    clearly = [rival for rival in nearer if clearly_nearer(rival.near, usual)]
+    if not clearly:
         return _refused(constrained, f"not clearly nearer to the original: {nearer[0].said(usual)}")
     race_on = track(studied.prepared, options)
     lost = ""
-    for rival in nearer:
-        if not clearly_nearer(rival.near, usual):
-            continue
+    for rival in clearly:
         race = race_on(usual_model, settled(wide.prepared, rival.model.opened))
         if not race.lost:
             note = f"unconstrained: {rival.said(usual)}; {race}"
@@ -172,10 +171,7 @@ class _Rival:
     near: Nearness
 
     def said(self, usual: Nearness) -> str:
-        return (
-            f"distortion of the outputs {self.near.distortion:.4f} against {usual.distortion:.4f} "
-            "with one set for all readers of a tensor"
-        )
+        return f"{compared(self.near, usual)} with one set for all readers of a tensor"
 
 
 def _impossible(
