@@ -212,15 +212,12 @@ def law_errors(
     ``statistics`` over slots of which some left are taken over the survivors in both models.
     """
     fills = random_fills(model, shapes)
-    taps = before_last_activation(model, shapes)
-    names = [*(value.name for value in model.outputs), *taps.values()]
-    of_one = shares(model)
-    floors = [1.0 if n in taps else SHARE if n in of_one else 1e-30 for n in names]
+    taps, names, floors = compared(model, shapes)
     zero = zeroed(model, shapes, coupling, alive, statistics)
     masked = forced(filled(zero, fills), taken)
     smaller = forced(filled(cut, sliced(fills, coupling, alive)), taken)
     wanted: list[dict[str, Array] | None] = []
-    original = open_model(with_outputs(masked, list(taps.values()), shapes))
+    original = open_model(with_outputs(masked, taps, shapes))
     for i, feeds in enumerate(several):
         try:
             expected = original(blanked(feeds, coupling, alive))
@@ -236,7 +233,7 @@ def law_errors(
             )
         wanted.append(sliced(dict(zip(names, expected, strict=True)), coupling, alive))
     del original  # of two large models one at a time is in memory
-    result = open_model(with_outputs(smaller, list(taps.values()), shapes))
+    result = open_model(with_outputs(smaller, taps, shapes))
     errors = []
     for feeds, outputs in zip(several, wanted, strict=True):
         if outputs is None:
@@ -249,6 +246,23 @@ def law_errors(
             return [float("inf")]  # the original ran here
         errors.append(relative_error([outputs[name] for name in names], actual, floors))
     return errors
+
+
+def compared(
+    model: Model, shapes: Shapes, other: Model | None = None
+) -> tuple[list[str], list[str], list[float]]:
+    """What is compared of ``model`` and another (``other``, where tensors may have gone): what
+    activations of the outputs read; that and the outputs, by name; the least magnitudes they are
+    compared with (``relative_error``)."""
+    taps = {
+        output: source
+        for output, source in before_last_activation(model, shapes).items()
+        if other is None or source in other.producer
+    }
+    names = [*(value.name for value in model.outputs), *taps.values()]
+    of_one = shares(model)
+    floors = [1.0 if n in taps else SHARE if n in of_one else 1e-30 for n in names]
+    return [*taps.values()], names, floors
 
 
 def _says_something(array: Array) -> bool:

@@ -21,7 +21,7 @@ from graphprune.errors import ModelError, UsageError, VerificationError
 from graphprune.interface import fitted
 from graphprune.model import Array, Model
 from graphprune.operators import Operator, profiled_sessions
-from graphprune.oracle import Open, law_errors, relative_error
+from graphprune.oracle import Open, compared, law_errors, relative_error, with_outputs
 from graphprune.runtime import (
     Feeds,
     input_dtype,
@@ -204,9 +204,10 @@ def _same(before: Model, after: Model, analysis: Analysis, what: str, seed: int)
     shapes = analysis.shapes
     sizes = [shapes.inputs, *other_sizes(shapes)]
     several = [random_inputs(after, replace(shapes, inputs=each), seed) for each in sizes]
+    taps, _, floors = compared(before, shapes, after)
 
     def difference(open_model: Open) -> float:
-        first, second = open_model(before), open_model(after)
+        first, second = (open_model(with_outputs(m, taps, shapes)) for m in (before, after))
         worst = 0.0
         for i, feeds in enumerate(several):
             try:
@@ -215,7 +216,7 @@ def _same(before: Model, after: Model, analysis: Analysis, what: str, seed: int)
                 if i == 0:
                     raise
                 continue  # sizes that the model does not take
-            worst = max(worst, relative_error(expected, second(fitted(after, feeds))))
+            worst = max(worst, relative_error(expected, second(fitted(after, feeds)), floors))
         return worst
 
     error = difference(opened)

@@ -1,0 +1,57 @@
+"""Outputs that all but vanish behind a Sigmoid are held to the proofs by what the Sigmoid reads."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from graphprune.analysis import Analysis, analyse
+from graphprune.errors import VerificationError
+from graphprune.model import Array, Model
+from graphprune.oracle import relative_error
+from graphprune.runtime import opened, random_inputs
+from graphprune.storage import load
+from graphprune.validate import TOLERANCE, verify_same
+
+TEXT = """<ir_version: 8, opset_import: ["": 17]> g (float[1,8] x) => (float[1,3] y)
+{ h = MatMul(x, W) r = Relu(h) s = MatMul(r, V) z = Add(s, B) y = Sigmoid(z) }"""
+RNG = np.random.default_rng(0)
+W = (RNG.standard_normal((8, 4096)) * 2).astype(np.float32)
+V = RNG.standard_normal((4096, 3)).astype(np.float32)
+ORDER = RNG.permutation(4096)
+FAR_BELOW = 12  # exp(-12) is 6e-6
+
+
+def model(w: Array, v: Array, bias: Array) -> Model:
+    made = onnx.parser.parse_model(TEXT)
+    for name, array in (("W", w), ("V", v), ("B", bias.astype(np.float32))):
+        made.graph.initializer.append(numpy_helper.from_array(array, name))
+    return load(made)
+
+
+def analysed() -> tuple[Analysis, Array]:
+    """A model whose outputs are about ``exp(-FAR_BELOW)`` on the inputs of the proof, and its bias.
+
+    Its sums are large before the bias takes them there, and so is their noise.
+    """
+    plain = analyse(model(W, V, np.zeros(3)))
+    x = random_inputs(plain.model, plain.shapes, 0)["x"].astype(np.float64)
+    bias = -FAR_BELOW - (np.maximum(x @ W, 0) @ V)[0]
+    return analyse(model(W, V, bias)), bias
+
+
+def test_another_order_of_sums_is_no_other_model() -> None:
+    analysis, bias = analysed()
+    other = model(W[:, ORDER], V[ORDER], bias)
+    feeds = random_inputs(analysis.model, analysis.shapes, 0)
+    outputs = [opened(each)(feeds) for each in (analysis.model, other)]
+    assert relative_error(*outputs) > TOLERANCE
+    verify_same(analysis.model, other, analysis)
+
+
+def test_another_model_is_one_however_small_its_outputs_are() -> None:
+    analysis, bias = analysed()
+    with pytest.raises(VerificationError):
+        verify_same(analysis.model, model(W, V, bias + 0.1), analysis)
