@@ -71,7 +71,7 @@ def prune(
     judged = clock("score", lambda progress: judge(studied, wanted, progress))
     result = _pruned(studied, judged, wanted, clock)
     clock("save", lambda _: write_result(result, result.made, output, plan_out))
-    return replace(result, seconds=dict(clock.seconds))
+    return replace(result, seconds=clock.spent())
 
 
 def prune_each(
@@ -117,7 +117,7 @@ def _one_of_several(
         return failure, None
     error = clock("measure", lambda _: error_of(result.made)) if options.measure else None
     clock("save", lambda _: write_result(result, result.made, output, None))
-    return replace(result, seconds=dict(clock.seconds)), error
+    return replace(result, seconds=clock.spent()), error
 
 
 def plan(prepared: Prepared, options: Options) -> tuple[Plan, Decision]:
@@ -248,4 +248,4 @@ def apply(
     done = carry_out(studied, made, Decision(removed, target), given, clock)
     result = sum_up(studied, done, given, clock)
     clock("save", lambda _: write_result(result, done.model, output, None))
-    return replace(result, seconds=dict(clock.seconds))
+    return replace(result, seconds=clock.spent())

@@ -12,6 +12,7 @@ from graphprune.analysis import Scope
 from graphprune.api import analyse, registry
 from graphprune.errors import UsageError
 from graphprune.interface import fitted_sizes
+from graphprune.prepared import Prepared
 from graphprune.runtime import Timing, random_inputs, session, time_interleaved
 from graphprune.shapes import Shape, infer
 from graphprune.storage import load, source_bytes
@@ -77,13 +78,17 @@ def compare(
     document = {
         "schema": "graphprune.compare/1",
         "graphprune": __version__,
-        "a": {**asdict(costs[0]), "bytes": first.original_bytes, "operators": dict(kinds[0])},
-        "b": {**asdict(costs[1]), "bytes": second.original_bytes, "operators": dict(kinds[1])},
+        "a": {**asdict(costs[0]), **_of_file(first), "operators": dict(kinds[0])},
+        "b": {**asdict(costs[1]), **_of_file(second), "operators": dict(kinds[1])},
         "same_interface": signatures[0] == signatures[1],
         "relative_difference": error,
         "weights": [{"name": n, "a": x, "b": y} for n, x, y in changed],
     }
     return rows, document
+
+
+def _of_file(side: Prepared) -> dict[str, int]:
+    return {"bytes": side.original_bytes, "nodes": len(side.original.nodes)}
 
 
 def bench(

@@ -43,7 +43,7 @@ def depth(
     free = analysis.coupling.blocks >= 0
     kept = tuple(b.name for b, one in zip(analysis.blocks, free, strict=True) if not one)
     if not free.any():
-        return Depth((), kept, "nothing", (), dict(clock.seconds))
+        return Depth((), kept, "nothing", (), clock.spent())
     studied = clock("calibrate", lambda progress: study(prepared, options, progress))
     assert studied.inputs is not None
     found = clock("score", lambda progress: block_evidence(studied, progress))
@@ -71,7 +71,7 @@ def depth(
         )
         rows.append(row)
     notes = (*analysis.shapes.notes, *prepared.notes, *studied.notes)
-    return Depth(tuple(rows), kept, studied.inputs.source, notes, dict(clock.seconds))
+    return Depth(tuple(rows), kept, studied.inputs.source, notes, clock.spent())
 
 
 def _latencies(prepared: Prepared, options: Options) -> Values:

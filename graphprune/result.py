@@ -45,6 +45,7 @@ class Point:
     seconds: Mapping[str, float] = field(default_factory=dict)
     failure: GraphPruneError | None = None
     best: bool = False  # no other plan is both faster and nearer to the original
+    held_back: str | None = None  # what keeps latency from falling as the MACs did
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Sweep:
     error_on: str  # the inputs on which outputs were compared
     seconds: Mapping[str, float]  # of what all plans share
     written: tuple[Path, ...] = ()  # besides the models: the table and the plot
+    cleaned: Cleaned | None = None  # what left all of them without loss, where that was asked for
 
     @property
     def exit_code(self) -> int:

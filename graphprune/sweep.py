@@ -13,6 +13,7 @@ from graphprune.api import prune_each
 from graphprune.clock import Clock, Stage
 from graphprune.errors import GraphPruneError, UsageError
 from graphprune.output import written_beside
+from graphprune.report.operators import held_back_of
 from graphprune.report.sweep import sweep_csv, sweep_svg
 from graphprune.result import Point, Result, Summary, Sweep
 
@@ -57,15 +58,16 @@ def sweep(
     outputs = [folder and folder / f"{stem}.pruned-{share:g}.onnx" for share in shares]
     clock = Clock(stage)
     made = prune_each(model, [{field: share} for share in shares], outputs, clock, **options)
-    points, before, calibrated = [], None, None
+    points, some = [], None
     for share, path, (outcome, error) in zip(shares, outputs, made, strict=True):
         points.append(_point(share, path, outcome, error))
         if isinstance(outcome, Result):
-            before, calibrated = outcome.before, outcome.calibration
-    if before is None:  # no plan was made at all
+            some = outcome
+    if some is None:  # no plan was made at all
         raise next(point.failure for point in points if point.failure is not None)
-    inputs = "random inputs" if calibrated is None else "calibration inputs"
-    done = Sweep(by, before, marked(before, points), inputs, dict(clock.seconds))
+    inputs = "random inputs" if some.calibration is None else "calibration inputs"
+    shared = clock.spent(besides=sum(sum(point.seconds.values()) for point in points))
+    done = Sweep(by, some.before, marked(some.before, points), inputs, shared, cleaned=some.cleaned)
     return done if folder is None else _written(done, folder / f"{stem}.sweep", stem)
 
 
@@ -83,6 +85,7 @@ def _point(
         output,
         outcome.notes,
         outcome.seconds,
+        held_back=held_back_of(outcome),
     )
 
 

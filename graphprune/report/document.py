@@ -11,24 +11,14 @@ from typing import TYPE_CHECKING, Any
 from graphprune.analysis import Analysis, inexact, pinned_reasons
 from graphprune.cleaned import Cleaned
 from graphprune.coupling import Group
-from graphprune.report.operators import held_back
+from graphprune.report.operators import held_back_of
 from graphprune.runtime import Timing
 from graphprune.version import __version__
 
 if TYPE_CHECKING:
     from graphprune.result import Result
 
-TO_RESULT = (
-    "load",
-    "analyse",
-    "calibrate",
-    "score",
-    "search",
-    "plan",
-    "cut",
-    "repair",
-    "save",
-)  # stages that make the result; the rest checks it
+CHECKS = ("verify", "measure")  # stages that make no result, but check it
 
 
 def result_document(result: Result, model: str | Path, output: str | Path | None) -> dict[str, Any]:
@@ -57,7 +47,7 @@ def result_document(result: Result, model: str | Path, output: str | Path | None
         "output_difference": verdict.output_difference,
         "latency_quartiles": verdict.latency_ratio and list(verdict.latency_ratio[1:]),
         "operators": [asdict(operator) for operator in verdict.operators],
-        "held_back": held_back(after.macs / max(before.macs, 1), latency, verdict.operators),
+        "held_back": held_back_of(result),
         "pinned": [asdict(pin) for pin in result.pinned],
         "prunable": result.prunable,
         "interface": [asdict(ends) for ends in result.interface],
@@ -67,7 +57,7 @@ def result_document(result: Result, model: str | Path, output: str | Path | None
         "repairs": [asdict(repaired) for repaired in result.repairs],
         "notes": list(result.notes),
         "options": dict(result.plan.options),
-        "seconds": sum(result.seconds.get(stage, 0.0) for stage in TO_RESULT),
+        "seconds": sum(s for stage, s in result.seconds.items() if stage not in CHECKS),
         "seconds_by_stage": dict(result.seconds),
     }
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from graphprune.operators import Operator
+
+if TYPE_CHECKING:
+    from graphprune.result import Result
 
 SHORT = 0.05  # latency this much above the MACs' share, both of the original's, is said
 MOST, ENOUGH = 3, 0.7  # operators named: at most so many, until they make this much of the gap
@@ -36,6 +40,13 @@ def operators_table(operators: Sequence[Operator]) -> Table:
             f"{operator.share:.1%}",
         )
     return table
+
+
+def held_back_of(result: Result) -> str | None:
+    """What ``held_back`` says of a result."""
+    verdict = result.verdict
+    latency = None if verdict.latency_ratio is None else verdict.latency_ratio[0]
+    return held_back(result.after.macs / max(result.before.macs, 1), latency, verdict.operators)
 
 
 def held_back(macs: float, latency: float | None, operators: Sequence[Operator]) -> str | None:

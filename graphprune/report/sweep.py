@@ -61,7 +61,10 @@ def _notes(sweep: Sweep) -> list[str]:
     common = [n for n in made[0].notes if all(n in point.notes for point in made)]
     own = [(p.target, note) for p in made for note in p.notes if note not in common]
     lines = [f"note: {note}" for note in common]
-    return lines + [f"note for {target:g}: {note}" for target, note in own]
+    lines += [f"note for {target:g}: {note}" for target, note in own]
+    return lines + [
+        f"held back at {p.target:g}: {p.held_back}" for p in made if p.held_back is not None
+    ]
 
 
 def _cells(sweep: Sweep, point: Point, scored: bool) -> list[str]:
@@ -96,6 +99,7 @@ def sweep_document(sweep: Sweep, model: str | Path) -> dict[str, Any]:
                 "latency_ratio": point.latency_ratio,
                 "error": point.error,
                 "best": point.best,
+                "held_back": point.held_back,
                 "notes": list(point.notes),
                 "seconds_by_stage": dict(point.seconds),
                 "failure": None
@@ -104,6 +108,7 @@ def sweep_document(sweep: Sweep, model: str | Path) -> dict[str, Any]:
             }
             for point in sweep.points
         ],
+        "lossless": None if sweep.cleaned is None else sweep.cleaned.document(),
         "seconds_by_stage": dict(sweep.seconds),
         "written": [str(path) for path in sweep.written],
     }

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graphprune.analysis import Analysis, PinnedReason, inexact, pinned_reasons
-from graphprune.report.operators import held_back, operators_table
+from graphprune.report.operators import held_back_of, operators_table
 from graphprune.runtime import Timing
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def result_table(result: Result, per_operator: bool = False) -> RenderableType:
     lines: list[RenderableType] = [table]
     if per_operator and verdict.operators:
         lines.append(operators_table(verdict.operators))
-    ratio = None if verdict.latency_ratio is None else verdict.latency_ratio[0]
-    held = held_back(after.macs / max(before.macs, 1), ratio, verdict.operators)
+    held = held_back_of(result)
     if held is not None:
         lines.append(Text(held))
     if result.pinned:
