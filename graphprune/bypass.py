@@ -15,6 +15,7 @@ from onnx import helper
 from graphprune.model import Model, captured, label
 
 PASS = "remove_blocks"
+SUMS = ("Add", "Sum", "Concat")  # what a term that may leave is read by: pieces of experts, too
 Renamed = tuple[tuple[str, str], ...]  # pairs of a name and the one that it became
 MARK = "graphprune.block"  # metadata of the Identity that stands where a sum was
 
@@ -28,7 +29,7 @@ def without_terms(
     kept, sums = [], []
     for node in nodes:
         rest = [name for name in node.input if name not in lost]
-        if len(rest) == len(node.input):
+        if len(rest) == len(node.input) or node.op_type not in SUMS:
             kept.append(node)
             continue
         if not rest:

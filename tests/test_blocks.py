@@ -19,10 +19,11 @@ from block_forms import (
     residual_cnn,
 )
 from graphs import Builder
+from onnx import helper
 
 from graphprune import api
 from graphprune.analysis import Analysis, Scope
-from graphprune.bypass import joined
+from graphprune.bypass import joined, without_terms
 from graphprune.coupling import Mask
 from graphprune.cut import cut
 from graphprune.errors import UsageError
@@ -297,3 +298,25 @@ def test_other_repairs(repair: str) -> None:
     for name in ("residual CNN", "pre-norm", "parallel, inside first", "at the ends"):
         made = pruned(FORMS[name]()[0], ("channels", "blocks"), 0.6, repair=repair)
         assert made.verdict.passed
+
+
+def test_only_sums_lose_terms() -> None:
+    """A sum of one passes it on, a sum of none is a term itself, a Concat keeps its axis; whatever
+    else reads a term is no sum."""
+    nodes = [
+        helper.make_node("Add", ["t", "a"], ["one"]),
+        helper.make_node("Sum", ["t", "u"], ["none"]),
+        helper.make_node("Add", ["none", "b"], ["after"]),
+        helper.make_node("Concat", ["a", "u", "b"], ["joined"], axis=1),
+        helper.make_node("MatMul", ["t", "w"], ["other"]),
+    ]
+    kept, sums = without_terms(nodes, {"t", "u"})
+    found = {node.output[0]: (node.op_type, list(node.input)) for node in kept}
+    assert found == {
+        "one": ("Identity", ["a"]),
+        "after": ("Identity", ["b"]),
+        "joined": ("Concat", ["a", "b"]),
+        "other": ("MatMul", ["t", "w"]),
+    }
+    assert kept[2].attribute[0].i == 1
+    assert [terms for _, terms in sums] == ["t", "none", "u"]

@@ -178,3 +178,18 @@ def test_protected_units_stay() -> None:
     model = mlp((0, put(rows, 0)), (1, put(rows, 0)))
     assert counts(cleaned(model, protect=("c0",))) == (0, 0, 0)
     assert counts(cleaned(model, only=("c4",))) == (0, 0, 0)
+
+
+def test_casts_like_other_types_are_no_duplicates() -> None:
+    """What CastLike makes depends on its second input's type: to integers and back is not x."""
+    b = Builder(14)
+    x = b.add("Gemm", "x", b.weight(16, 6), b.weight(16), transB=1)
+    for name in ("c0", "c1"):
+        edit(b, name, same(range(8, 16), range(8)))
+    halves = b.add("Split", x, b.ints(8, 8), outputs=2, axis=1)
+    kinds = b.constant(np.zeros(1, np.int32)), b.constant(np.zeros(1, np.float32))
+    parts = [b.add("CastLike", *pair) for pair in zip(halves, kinds, strict=True)]
+    parts = [b.add("Cast", part, to=1) for part in parts]
+    y = b.add("MatMul", b.add("Concat", *parts, axis=1), b.weight(16, 5))
+    prepared = cleaned(b.model({"x": [2, 6]}, {y: [2, 5]}))
+    assert counts(prepared) == (0, 0, 0)
