@@ -4,8 +4,8 @@ on inputs held out, and how long the models take.
 What comes second must be clearly nearer, and no slower than the noise of measuring explains: the
 same MACs in more operators (copies that select channels, two layers for one) can take longer.
 
-Nearer means in squared errors of the outputs and in the divergence of the predictions, with as many
-predictions the same, and by more than chance in rows compared in pairs. Any one of these alone
+Nearer means in squared errors of the outputs, by more than chance in rows compared in pairs, with
+predictions that diverge no more and are the same as often. Any one of these alone
 takes plans that lose accuracy (``tools/benchmark_contest.py``, ``docs/figures.md``).
 """
 
@@ -27,7 +27,7 @@ from graphprune.runtime import random_inputs
 from graphprune.search import Nearness
 from graphprune.targets import Target, choose
 
-CLEARLY = 0.9  # of the usual plan's distortion and divergence that another may have at most
+CLEARLY = 0.9  # of the usual plan's distortion that another one may have at most
 SIGMAS, FEW = 1.5, 8  # standard errors of the mean gain of a row; rows that say nothing of that
 
 
@@ -35,11 +35,9 @@ def clearly_nearer(other: Nearness, usual: Nearness) -> bool:
     """Whether a plan is nearer to the original by more than chance, in all that is measured."""
     gain = usual.rows - other.rows
     sure = len(gain) < FEW or gain.mean() >= SIGMAS * gain.std(ddof=1) / np.sqrt(len(gain))
-    both = (
-        other.distortion <= CLEARLY * usual.distortion
-        and other.divergence <= CLEARLY * usual.divergence
-    )
-    return bool(sure) and both and other.agreement >= usual.agreement
+    nearer = other.distortion <= CLEARLY * usual.distortion
+    same = other.divergence <= usual.divergence and other.agreement >= usual.agreement
+    return bool(sure) and nearer and same
 
 
 def share_left(other: Nearness, usual: Nearness) -> float:

@@ -10,13 +10,14 @@ on the rest. What is not clearly nearer to the original than the constrained pla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from graphprune.analysis import Analysis
+from graphprune.budget import Decision
 from graphprune.contest import clearly_nearer, compared, share_left, track
 from graphprune.coupling import Mask
 from graphprune.cut import cut
@@ -113,35 +114,15 @@ def chosen(
     constrained = Chosen(studied, judged, share, found, False)
     if studied.prepared.unconstrained:  # masks have decided for each reader
         return constrained
-    wide, done = widened(studied)
-    whole = _unpaid(wide.prepared, found)
-    impossible = _impossible(wide, done, found, whole)
-    if impossible:
-        return _refused(constrained, impossible)
+    field = field_of(constrained, options)
+    if isinstance(field, str):
+        return _refused(constrained, field)
     fit, near = held_out(studied, options)
-    wide_fit = replace(wide, inputs=fit.inputs)
-    wide_judged = judge(wide, options, known=judged.evidence)
-    margins = found.margins if found is not None else {}
-    base = found.decision if found is not None else None
-    base = base or decide(studied.prepared, judged, options, margins, share)
-    usual_model = candidate(fit, base.removed, options)
+    usual_model = candidate(fit, field.base.removed, options)
     usual = near(usual_model)
-    blocks = _blocks_gone(studied.prepared.analysis, base.removed)
     nearer: list[_Rival] = []
-    for number, given in enumerate(SHARES):
-        progress(number / len(SHARES))
-        joint = _joint(
-            studied.prepared, replace(judged, begin=blocks), options, share, found, given
-        )
-        begin = _start(studied.prepared.analysis, wide.prepared.analysis, joint, whole)
-        one = Chosen(wide, replace(wide_judged, begin=begin), share, found, True)
-        try:
-            one, removed = _within(one, options)
-        except TargetError:  # the readers alone cannot give so much
-            continue
-        if not _selects(wide.prepared.analysis, removed):
-            continue
-        model = candidate(wide_fit, removed, options)
+    for one, removed in field.plans(options, progress):
+        model = candidate(field.fit(fit), removed, options)
         seen = near(model)
         if seen.distortion < usual.distortion and seen.agreement >= usual.agreement:
             nearer.append(_Rival(one, model, seen))
@@ -154,10 +135,10 @@ def chosen(
     race_on = track(studied.prepared, options)
     lost = ""
     for rival in clearly:
-        race = race_on(usual_model, settled(wide.prepared, rival.model.opened))
+        race = race_on(usual_model, settled(field.wide.prepared, rival.model.opened))
         if not race.lost:
             note = f"unconstrained: {rival.said(usual)}; {race}"
-            return replace(rival.chosen, studied=_noted(wide, note))
+            return replace(rival.chosen, studied=_noted(field.wide, note))
         lost = lost or f"slower: {race}, with a {rival.said(usual)}"
     return _refused(constrained, lost)
 
@@ -172,6 +153,53 @@ class _Rival:
 
     def said(self, usual: Nearness) -> str:
         return f"{compared(self.near, usual)} with one set for all readers of a tensor"
+
+
+@dataclass(frozen=True)
+class Field:
+    """What plans with selectors start from: the one without, the study of the model that has them,
+    and the groups of readers that may not differ from their source."""
+
+    constrained: Chosen
+    base: Decision
+    wide: Study
+    judged: Judged
+    whole: frozenset[int]
+
+    def fit(self, part: Study) -> Study:
+        """The model with selectors, on the inputs of ``part``."""
+        return replace(self.wide, inputs=part.inputs)
+
+    def plans(self, options: Options, progress: Progress = silent) -> Iterator[tuple[Chosen, Mask]]:
+        """Plans in which readers differ, and the units that leave: one for each of ``SHARES``."""
+        usual, share = self.constrained, self.constrained.share
+        before, after = usual.studied.prepared, self.wide.prepared
+        blocks = replace(usual.judged, begin=_blocks_gone(before.analysis, self.base.removed))
+        for number, given in enumerate(SHARES):
+            progress(number / len(SHARES))
+            joint = _joint(before, blocks, options, share, usual.found, given)
+            begin = _start(before.analysis, after.analysis, joint, self.whole)
+            judged = replace(self.judged, begin=begin)
+            try:
+                one, removed = _within(Chosen(self.wide, judged, share, usual.found, True), options)
+            except TargetError:  # the readers alone cannot give so much
+                continue
+            if _selects(after.analysis, removed):
+                yield one, removed
+
+
+def field_of(constrained: Chosen, options: Options) -> Field | str:
+    """Where plans with selectors are looked for, or why there are none to be found."""
+    studied, judged, found = constrained.studied, constrained.judged, constrained.found
+    wide, done = widened(studied)
+    whole = _unpaid(wide.prepared, found)
+    impossible = _impossible(wide, done, found, whole)
+    if impossible:
+        return impossible
+    margins = found.margins if found is not None else {}
+    base = found.decision if found is not None else None
+    base = base or decide(studied.prepared, judged, options, margins, constrained.share)
+    return Field(constrained, base, wide, judge(wide, options, known=judged.evidence), whole)
 
 
 def _impossible(

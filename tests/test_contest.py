@@ -29,10 +29,10 @@ def test_what_single_rows_decide_is_chance() -> None:
     assert not clearly_nearer(near([1.0] * 20), near([9.0] + [0.95] * 19))
 
 
-def test_predictions_must_be_nearer_too() -> None:
+def test_predictions_must_be_no_further() -> None:
     usual = near([1.0] * 20, 0.5, 0.9)
     assert clearly_nearer(near([0.5] * 20, 0.4, 0.9), usual)
-    assert not clearly_nearer(near([0.5] * 20, 0.48, 0.9), usual)
+    assert not clearly_nearer(near([0.5] * 20, 0.52, 0.9), usual)
     assert not clearly_nearer(near([0.5] * 20, 0.4, 0.85), usual)
 
 
