@@ -17,7 +17,8 @@ from graphprune.plan import Plan
 from graphprune.planning import Judged, decide, settled, written
 from graphprune.prepared import Prepared
 from graphprune.repair.damage import Repaired
-from graphprune.study import Study, repaired
+from graphprune.repair.refine import Refined
+from graphprune.study import Study, refined, repaired
 from graphprune.validate import Proof, verify, verify_normal, verify_same
 
 MARGIN = 64  # bytes kept free when a file's size is the budget
@@ -34,6 +35,7 @@ class Made:
     repairs: tuple[Repaired, ...]
     proof: Proof | None
     studied: Study  # of the model that was cut
+    tuned: Refined | None = None  # as a whole, after the repair
 
 
 def make(
@@ -107,6 +109,12 @@ def carry_out(
             "repair",
             lambda progress: repaired(studied, repair, done.model, decision.removed, progress),
         )
+    tuned: Refined | None = None
+    if (steps_asked := plan.options.get("refine", 0)) and decision.removed.any():
+        repaired_model = model
+        model, tuned = clock(
+            "refine", lambda progress: refined(studied, repaired_model, steps_asked, progress)
+        )
     if prepared.unconstrained:  # after the repair, which finds tensors by the names they had
         steps = [passes["reorder_channels"](), passes["settle_reads"]()]
         ordered = clock("order", lambda _: _run(prepared, steps, model.opened))
@@ -120,7 +128,7 @@ def carry_out(
         model, done = folded.model, replace(done, changes=(*done.changes, *folded.changes))
     finished = _run(prepared, finish, model.opened)
     changes = (*prepared.cleaned.changes, *prepared.changes, *done.changes, *finished.changes)
-    return Made(plan, decision, finished.model.closed, changes, repairs, proof, studied)
+    return Made(plan, decision, finished.model.closed, changes, repairs, proof, studied, tuned)
 
 
 def _verified(prepared: Prepared, result: Model, removed: Mask, options: Options) -> Proof:

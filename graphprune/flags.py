@@ -230,6 +230,15 @@ plan_options = _options(
         help="obs, bias (on calibration inputs), moments, udfc (on weights), none, or a plug-in's."
         "  [default: obs; moments with --fast]",
     ),
+    click.option(
+        "--refine",
+        default=0,
+        show_default=True,
+        type=click.IntRange(0),
+        metavar="STEPS",
+        help="After the repair, tune scales and shifts of all layers together by so many steps of "
+        "gradient towards the original's outputs (80 is a good number).",
+    ),
     click.option("--fast", is_flag=True, help="Look at weights alone: seconds, less accurate."),
     samples_option,
     click.option(

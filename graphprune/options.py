@@ -39,6 +39,7 @@ class Options:
     resolve: str | None = None  # error, where masks disagree
     aligned: bool = True  # positions in groups, before the analysis
     repair: str | None = None  # obs; moments where fast
+    refine: int = 0  # steps by gradient after the repair
     fast: bool = False
     calib: Path | None = None  # None: synthesised inputs
     samples: int | None = None
@@ -105,6 +106,11 @@ class Options:
             raise UsageError(
                 f"--search compares solved plans, and --spread {self.spread} ranks",
                 hint="Leave out one of them.",
+            )
+        if self.refine and self.unbudgeted:
+            raise UsageError(
+                "--refine makes up for what leaves, and without a budget nothing is lost",
+                hint="Give a budget (--target-flops and others), or leave out --refine.",
             )
         if "ranks" in self.units and (self.fast or self.spread not in ("auto", "solved")):
             raise UsageError(
@@ -230,6 +236,7 @@ class Options:
         criterion, name = self.criterion_of(registry), self.repair_name
         names = [self.criterion_name] if criterion.needs_inputs else []
         names += [name] if name != "none" and registry.repair(name).needs_inputs else []
+        names += ["--refine"] if self.refine else []
         names += ["--units ranks"] if "ranks" in self.units else []
         names += ["--unconstrained"] if self.unconstrained and self.masks is None else []
         if self.fast and names:

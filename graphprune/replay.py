@@ -23,6 +23,7 @@ def replayed(given: Mapping[str, Any], options: Options) -> tuple[Options, Mappi
         options,
         criterion=FALLBACK,  # nothing is scored again: only the repair may need inputs
         repair=str(given.get("repair", "none")),
+        refine=given.get("refine", 0),  # older plans say nothing of it
         samples=inputs.get("samples"),
         preprocess=inputs.get("preprocess"),
         scoring=Scoring(seed=int(given.get("seed", 0))),
@@ -39,7 +40,7 @@ def replayed(given: Mapping[str, Any], options: Options) -> tuple[Options, Mappi
     if not given.get("ranks"):
         units = tuple(name for name in chosen.units if name != "ranks")
         chosen = replace(chosen, units=units or chosen.units)
-    if chosen.repair == "none" and not given.get("ranks"):
+    if chosen.repair == "none" and not (given.get("ranks") or given.get("refine")):
         return replace(chosen, calib=None), {}
     if not inputs.get("synthesised", True) and chosen.calib is None:
         raise UsageError(
@@ -54,7 +55,7 @@ def _check(given: Mapping[str, Any]) -> None:
     lists = [given.get(key, []) for key in ("protect", "only", "units")]
     ranks = given.get("ranks", {})
     shapes = given.get("input_shapes", {})
-    numbers = [given.get("seed", 0)]
+    numbers = [given.get("seed", 0), given.get("refine", 0)]
     if not isinstance(ranks, dict):
         raise UsageError("the plan's ranks are malformed", hint="Make a new plan.")
     numbers += ranks.values()

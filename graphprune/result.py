@@ -17,6 +17,7 @@ from graphprune.model import Model
 from graphprune.pipeline import Change
 from graphprune.plan import Plan
 from graphprune.repair.damage import Repaired
+from graphprune.repair.refine import Refined
 from graphprune.validate import Verdict
 
 
@@ -89,6 +90,7 @@ class Result:
     seconds: Mapping[str, float]
     calibration: str | None = None  # what the calibration inputs were
     repairs: tuple[Repaired, ...] = ()
+    refined: Refined | None = None  # as a whole, after the repair
     interface: tuple[Reshaped, ...] = ()  # graph inputs and outputs that lost slots
     inexact: tuple[Inexact, ...] = ()  # groups that lost units under statistics
     cleaned: Cleaned | None = None  # what the lossless clean-up did, where it was asked for

@@ -20,6 +20,7 @@ from graphprune.model import Array, Model
 from graphprune.options import Options
 from graphprune.prepared import Prepared
 from graphprune.repair.damage import Damage, Repair, Repaired, silent
+from graphprune.repair.refine import Lesson, Refined, refine
 from graphprune.runtime import random_inputs, run_session, session
 
 Progress = Callable[[float], None]
@@ -142,6 +143,16 @@ def damage(studied: Study, cut_model: Model, removed: Mask, progress: Progress =
         studied.seed,
         progress,
     )
+
+
+def refined(
+    studied: Study, model: Model, steps: int, progress: Progress = silent
+) -> tuple[Model, Refined]:
+    """A repaired model, tuned as a whole in so many steps."""
+    assert studied.inputs is not None
+    inputs = studied.inputs
+    lesson = Lesson(studied.original, inputs.feeds, inputs.made_up, studied.memory, studied.seed)
+    return refine(model, lesson, steps, progress)
 
 
 def repaired(

@@ -85,6 +85,7 @@ def sum_up(
         clock.seconds,
         None if studied.inputs is None else studied.inputs.source,
         made.repairs,
+        made.tuned,
         reshaped(prepared.original, made.model),
         tuple(inexact(analysis, made.decision.removed)),
         prepared.cleaned if options.scope.lossless else None,

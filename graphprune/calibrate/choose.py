@@ -43,6 +43,7 @@ class Calibration:
     source: str
     key: str
     notes: tuple[str, ...] = ()  # what they fall short of
+    made_up: PictureInput | None = None  # the input whose pictures are, which more can be made of
 
 
 def calibration(
@@ -62,13 +63,16 @@ def calibration(
     most = count or int(np.clip(WORK / max(macs, 1.0), LEAST, MOST))
     samples = open_samples(given, model, shapes, most, seed, preprocess)
     notes: tuple[str, ...] = ()
+    made_up = None
     if given in (None, "none", Path("none")):
         samples, notes = _matched(samples, model, shapes, macs, cache, seed, progress)
+        pictures = picture_inputs(model, shapes)
+        made_up = pictures[0] if len(pictures) == 1 else None
     chunk = min(LARGEST_CHUNK, max(1, -(-samples.count // CHUNKS)))
     feeds = Chunked(samples, model, chunk)
     if not len(feeds):
         raise ModelError("there are no calibration inputs", samples.source)
-    return Calibration(feeds, most, samples.source, samples.key, notes)
+    return Calibration(feeds, most, samples.source, samples.key, notes, made_up)
 
 
 def _matched(

@@ -17,14 +17,15 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from graphprune.batch_norm import BatchNorm, batch_norms
 from graphprune.errors import ModelError, UsageError
 from graphprune.gradient import gradient
-from graphprune.gradient.tape import Tape, Value
+from graphprune.gradient.descent import Adam
+from graphprune.gradient.extend import extended, tape_for, value_of
+from graphprune.gradient.tape import Value
 from graphprune.model import Array, Model
 from graphprune.runtime import Feeds, input_dtype, random_inputs, run_session, session
 from graphprune.shapes import Shape, Shapes, declared, infer
@@ -35,7 +36,6 @@ Progress = Callable[[float], None]  # gets the share that is done, up to 1
 
 SMOOTHNESS = 0.002  # weight of the total variation beside the statistics
 SMOOTHNESS_OF_CLASSES = 0.02  # and beside the predictions
-FIRST_MOMENT, SECOND_MOMENT, TINY = 0.9, 0.999, 1e-8  # Adam's own (arXiv 1412.6980)
 PICTURE = (2, 3)  # axes of height and width in NCHW
 
 
@@ -227,11 +227,11 @@ def _statistics_loss(model: Model, search: _Search, layers: Sequence[BatchNorm])
     """The model up to its layers, with outputs loss, means and squares (of all channels of all
     layers in a row), and as further inputs what the other batches add to these two."""
     shapes = infer(model, search.inputs)
-    tape = _tape(model)
+    tape = tape_for(model)
     share = 1 / len(search.parts)
     means, squares = [], []
     for layer in layers:
-        x = _value(tape, shapes, layer.x)
+        x = value_of(tape, shapes, layer.x)
         x = x if x.dtype == TensorProto.FLOAT else x.cast(TensorProto.FLOAT)
         axes = [axis for axis in range(x.rank) if axis != 1]
         count = prod(x.shape[axis] for axis in axes)
@@ -250,46 +250,19 @@ def _statistics_loss(model: Model, search: _Search, layers: Sequence[BatchNorm])
     ratio = ((variance + mean.constant(epsilon)) / mean.constant(spread)).op("Log")
     per_channel = off * off / mean.constant(spread) + ratio * ratio
     loss = (per_channel * mean.constant(weight)).sum([0])
-    return _extended(model, tape, [loss, *own], rest)
+    return extended(model, tape, [loss, *own], rest)
 
 
 def _prediction_loss(model: Model, search: _Search, scores: str) -> Model:
     """The model with the loss as its output, and one-hot labels as a further input. The sum of all
     runs' losses is the mean over all pictures."""
     shapes = infer(model, search.inputs)
-    tape = _tape(model)
-    logits = _value(tape, shapes, scores)
+    tape = tape_for(model)
+    logits = value_of(tape, shapes, scores)
     target = Value(tape, tape.name("target"), logits.shape, logits.dtype)
     likelihood = tape.write("LogSoftmax", [logits], logits.shape, axis=1) * target
     loss = likelihood.sum([0, 1]).reshape([1]) * (-1 / len(search.pictures))
-    return _extended(model, tape, [loss], [target])
-
-
-def _tape(model: Model) -> Tape:
-    taken = {value.name for value in model.graph.input} | set(model.initializers)
-    taken |= {name for node in model.nodes for name in node.output}
-    return Tape(model.opsets.get("", 0), taken)
-
-
-def _value(tape: Tape, shapes: Shapes, name: str) -> Value:
-    shape = shapes.shape.get(name)
-    if shape is None:
-        raise ModelError("the shape of an inner tensor is unknown", f"tensor {name!r}")
-    return Value(tape, name, shape, shapes.dtype[name])
-
-
-def _extended(model: Model, tape: Tape, outputs: Sequence[Value], inputs: Sequence[Value]) -> Model:
-    """The model with the tape's nodes, these outputs and more inputs, less what is not needed."""
-    skeleton = onnx.ModelProto()
-    skeleton.CopyFrom(model.skeleton)
-    del skeleton.graph.output[:]
-    for values, place in ((outputs, skeleton.graph.output), (inputs, skeleton.graph.input)):
-        for value in values:
-            place.append(helper.make_tensor_value_info(value.name, value.dtype, value.shape))
-    tensors = [*model.initializers.values(), *tape.constants.values()]
-    return replace(model, skeleton=skeleton).with_graph(
-        [*model.nodes, *tape.nodes], tensors, value_info=()
-    )
+    return extended(model, tape, [loss], [target])
 
 
 def _over_all_moments(search: _Search, run: _Run, channels: int) -> Evaluate:
@@ -333,18 +306,15 @@ def _descend(
     rate: float,
     progress: Progress | None,
 ) -> Matched:
-    """Adam (Kingma and Ba, arXiv 1412.6980, algorithm 1) within the bounds."""
+    """Adam within the bounds."""
     pictures, unit = search.pictures.copy(), search.unit
     before, slope = evaluate(pictures)
     after = before
-    first, second = np.zeros_like(pictures), np.zeros_like(pictures)
+    adam = Adam()
     for step in range(1, steps + 1 if run.flows else 1):
         slope = slope * unit + smoothness * _variation_slope(pictures / unit, search.spatial)
-        slope *= slope.size  # of a sum rather than a mean: TINY stays tiny beside it
-        first += (1 - FIRST_MOMENT) * (slope - first)
-        second += (1 - SECOND_MOMENT) * (slope * slope - second)
-        mean, square = first / (1 - FIRST_MOMENT**step), second / (1 - SECOND_MOMENT**step)
-        pictures -= rate * unit * mean / (np.sqrt(square) + TINY)
+        slope *= slope.size  # of a sum rather than a mean: Adam's epsilon stays tiny beside it
+        pictures -= rate * unit * adam(slope)
         np.clip(pictures, search.low, search.high, out=pictures)
         after, slope = evaluate(pictures)
         if progress is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,11 +35,26 @@ class Gradient:
     stopped: tuple[str, ...]
 
 
-def gradient(model: Model, shapes: Shapes, wrt: str, of: str) -> Gradient:
-    """The model with one output more: d(sum of ``of``)/d(``wrt``).
+@dataclass(frozen=True)
+class Gradients:
+    """The same of several inputs: ``names`` are in their order."""
 
-    ``wrt`` is a graph input and ``of`` a tensor of the model, a loss most often, whose value can be
-    an output too, so that one run yields both. Shapes must be concrete: ``infer`` at the batch that
+    model: Model
+    names: tuple[str | None, ...]
+    stopped: tuple[str, ...]
+
+
+def gradient(model: Model, shapes: Shapes, wrt: str, of: str) -> Gradient:
+    """The model with one output more: d(sum of ``of``)/d(``wrt``)."""
+    found = gradients(model, shapes, (wrt,), of)
+    return Gradient(found.model, found.names[0], found.stopped)
+
+
+def gradients(model: Model, shapes: Shapes, wrt: Sequence[str], of: str) -> Gradients:
+    """The model with one output more for each of ``wrt``: d(sum of ``of``)/d(that one).
+
+    ``wrt`` are graph inputs and ``of`` a tensor of the model, a loss most often, whose value can be
+    an output too, so that one run yields all. Shapes must be concrete: ``infer`` at the batch that
     will be run; the result's inputs declare them. Raises ``ModelError`` for a model older than
     opset 9.
     """
@@ -69,10 +84,10 @@ def gradient(model: Model, shapes: Shapes, wrt: str, of: str) -> Gradient:
             continue
         for name, value in given:
             waiting.setdefault(name, []).append(value)
-    if wrt not in waiting:
-        return Gradient(_static(model, shapes, nodes, tape, None), None, tuple(stopped))
-    total = _total(waiting[wrt], shapes.inputs[wrt])
-    return Gradient(_static(model, shapes, nodes, tape, total), total.name, tuple(stopped))
+    totals = [_total(waiting[w], shapes.inputs[w]) if w in waiting else None for w in wrt]
+    written = _static(model, shapes, nodes, tape, [t for t in totals if t is not None])
+    names = tuple(None if total is None else total.name for total in totals)
+    return Gradients(written, names, tuple(stopped))
 
 
 def _contributions(
@@ -116,9 +131,9 @@ def _frozen(model: Model, shapes: Shapes) -> Model:
     return model.with_graph(kept, [*model.initializers.values(), *values], value_info=())
 
 
-def _depending(model: Model, shapes: Shapes, wrt: str) -> frozenset[str]:
-    """Floating-point tensors whose value follows the input's."""
-    active = {wrt}
+def _depending(model: Model, shapes: Shapes, wrt: Sequence[str]) -> frozenset[str]:
+    """Floating-point tensors whose value follows the inputs'."""
+    active = set(wrt)
     for node in model.nodes:
         if active.intersection(node.input) or active.intersection(captured(node)):
             active.update(name for name in node.output if shapes.dtype.get(name) in FLOATS)
@@ -137,9 +152,9 @@ def _copied(node: onnx.NodeProto) -> onnx.NodeProto:
 
 
 def _static(
-    model: Model, shapes: Shapes, nodes: list[onnx.NodeProto], tape: Tape, result: Value | None
+    model: Model, shapes: Shapes, nodes: list[onnx.NodeProto], tape: Tape, results: list[Value]
 ) -> Model:
-    """The model with the tape's nodes and, where there is one, the gradient as its last output."""
+    """The model with the tape's nodes and the gradients as its last outputs."""
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(model.skeleton)
     for value in skeleton.graph.input:
@@ -148,7 +163,7 @@ def _static(
             value.type.CopyFrom(helper.make_tensor_type_proto(kind, shapes.inputs[value.name]))
     for value in skeleton.graph.output:  # a symbolic batch there would contradict the inputs'
         value.type.tensor_type.ClearField("shape")
-    if result is not None:
+    for result in {result.name: result for result in results}.values():
         skeleton.graph.output.append(
             helper.make_tensor_value_info(result.name, result.dtype, result.shape)
         )

@@ -55,6 +55,7 @@ def result_document(result: Result, model: str | Path, output: str | Path | None
         "lossless": None if result.cleaned is None else result.cleaned.document(),
         "calibration": result.plan.options.get("calibration"),
         "repairs": [asdict(repaired) for repaired in result.repairs],
+        "refined": None if result.refined is None else asdict(result.refined),
         "notes": list(result.notes),
         "options": dict(result.plan.options),
         "seconds": sum(s for stage, s in result.seconds.items() if stage not in CHECKS),

@@ -99,6 +99,8 @@ def _repair_lines(result: Result) -> list[str]:
             errors = f"; median error of an operator's output {before:.2g} -> {after:.2g}"
         how = result.plan.options["repair"]
         lines.append(f"repaired ({how}): {len(result.repairs)} operators{errors}")
+    if result.refined is not None:
+        lines.append(str(result.refined))
     return lines
 
 

@@ -1,0 +1,241 @@
+"""Repair of a model as a whole, after least squares operator by operator.
+
+Scales and shifts of the linear operators' outputs are moved by gradient until the pruned model's
+outputs agree with the original's on the calibration inputs: the original teaches what is left of it
+(Hinton et al., arXiv 1503.02531), without labels, and so few numbers move that a few hundred inputs
+can decide them. They are folded into weights and biases, so no operator is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from graphprune.calibrate.mix import mixed
+from graphprune.calibrate.preprocess import PictureInput
+from graphprune.calibrate.samples import batched_inputs, rows_per_run
+from graphprune.gradient import gradients
+from graphprune.gradient.descent import Adam
+from graphprune.interface import fitted
+from graphprune.linear import rewritten
+from graphprune.model import Array, Model
+from graphprune.repair.reconstruct import with_biases
+from graphprune.repair.tuned import Tunable, compared, loss, spreads, target, tunable
+from graphprune.runtime import Feeds, run_session, session
+from graphprune.shapes import infer
+
+RATE = 0.003  # of a channel's scale, and of its shift in units of its spread
+ROWS = 48  # of inputs for a step
+BYTES_PER_ELEMENT = 8  # of activations, there and back
+OLDEST = 9  # opset that gradients can be written in
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The original, inputs in chunks to learn from, and what else the descent goes by.
+
+    ``made_up`` names the input whose pictures are made up, which may be mixed; ``memory`` is in
+    bytes.
+    """
+
+    original: Model
+    feeds: Sequence[Feeds]
+    made_up: PictureInput | None
+    memory: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Refined:
+    """What tuning did: ``steps`` taken, and the outputs' squared error over their variance on the
+    calibration inputs, before and after; ``why`` says what kept it from changing anything."""
+
+    steps: int = 0
+    before: float | None = None
+    after: float | None = None
+    why: str = ""
+
+    def __str__(self) -> str:
+        if self.why or self.before is None or self.after is None:
+            return f"not refined: {self.why}"
+        return (
+            f"refined in {self.steps} steps: error of the outputs on the calibration inputs "
+            f"{self.before:.3g} -> {self.after:.3g}"
+        )
+
+
+def refine(
+    model: Model, lesson: Lesson, steps: int, progress: Callable[[float], None]
+) -> tuple[Model, Refined]:
+    """The model with tuned weights and biases, or itself and why not."""
+    if model.opsets.get("", 0) < OLDEST:
+        return model, Refined(why=f"gradients need opset {OLDEST}, the model has less")
+    descent = _Descent.of(model, lesson)
+    if isinstance(descent, str):
+        return model, Refined(why=descent)
+    values = descent.made.neutral()
+    before = descent.error(values)
+    for taken, moved in enumerate(descent.path(steps), start=1):
+        values = moved
+        progress(taken / steps)
+    after = descent.error(values)
+    if not after < before:
+        why = f"after {steps} steps the error of the outputs was {after:.3g}, before {before:.3g}"
+        return model, Refined(why=why)
+    return _folded(descent.model, descent.made, values), Refined(steps, before, after)
+
+
+@dataclass(frozen=True)
+class _Exercise:
+    """Inputs of the pruned model, and the targets of the outputs that are compared."""
+
+    feeds: Feeds
+    targets: list[Array]
+
+
+class _Descent:
+    """Adam over all scales and shifts, on random chunks; ``rows`` rows run at a time."""
+
+    def __init__(self, model: Model, lesson: Lesson) -> None:
+        self.model, self.lesson = model, lesson
+        self.rows = _rows(model, lesson.feeds[0], lesson.memory)
+        self.batched = batched_inputs(lesson.original)
+        self.teacher = session(lesson.original)
+        self.first = self.pieces(lesson.feeds[0])[0]
+        self.made = tunable(model, _sizes(model, self.first))
+        self.outputs = compared(model, self.made.shapes, self._expected(self.first))
+
+    @staticmethod
+    def of(model: Model, lesson: Lesson) -> _Descent | str:
+        """Ready to run, or why there is none."""
+        made = _Descent(with_biases(model), lesson)
+        if not made.made.sites or not made.outputs:
+            return "no linear operator leads to an output of floats of known shape"
+        made.open()
+        if not any(made.flows):
+            return "no gradient reaches a linear operator"
+        return made
+
+    def open(self) -> None:
+        """Write the loss and its gradients."""
+        model, self.targets = loss(self.made, self.outputs)
+        shapes = infer(model, self.made.shapes.inputs)
+        found = gradients(model, shapes, self.made.inputs, model.outputs[0].name)
+        self.judge, self.runner = session(model), session(found.model)
+        self.flows = [name is not None for name in found.names]
+
+    def path(self, steps: int) -> Iterator[list[Array]]:
+        """Scales and shifts after each step; the rate falls to zero along a cosine."""
+        values, adam = self.made.neutral(), Adam()
+        units = spreads(self.made, fitted(self.model, self.first))
+        lessons = self._lessons()
+        for step in range(steps):
+            slopes = [
+                self._slope(values, next(lessons)) for _ in range(max(1, -(-ROWS // self.rows)))
+            ]
+            rate = RATE * (1 + np.cos(np.pi * step / steps)) / 2
+            move = adam(np.mean(slopes, axis=0) * units) * rate * units
+            if not np.isfinite(move).all():
+                return
+            values = _moved(values, move)
+            yield values
+
+    def error(self, values: Sequence[Array]) -> float:
+        """The loss on all inputs as they are."""
+        pieces = (piece for feed in self.lesson.feeds for piece in self.pieces(feed))
+        every = (self._feeds(values, self.exercise(piece)) for piece in pieces)
+        found = [run_session(self.judge, feeds)[0].item() for feeds in every]
+        return float(np.mean(found)) if np.isfinite(found).all() else np.inf
+
+    def pieces(self, feed: Feeds) -> list[Feeds]:
+        """A chunk in feeds of ``rows`` rows each; the last is filled up with its own first rows."""
+        count = max((len(feed[name]) for name in self.batched if name in feed), default=1)
+        return [
+            {name: self._part(name, array, start) for name, array in feed.items()}
+            for start in range(0, count, self.rows)
+        ]
+
+    def exercise(self, feed: Feeds) -> _Exercise:
+        given = self._expected(feed)
+        names = [value.name for value in self.model.outputs]
+        targets = [
+            target(given[one.place], one.tensor != names[one.place], one.logits).astype(np.float32)
+            for one in self.outputs
+        ]
+        return _Exercise(fitted(self.model, feed), targets)
+
+    def _part(self, name: str, array: Array, start: int) -> Array:
+        if name not in self.batched:
+            return array
+        part = array[start : start + self.rows]
+        return part if len(part) == self.rows else np.resize(part, (self.rows, *array.shape[1:]))
+
+    def _expected(self, feed: Feeds) -> list[Array]:
+        """What the original gives, without what the pruned model's outputs have lost."""
+        names = [value.name for value in self.lesson.original.outputs]
+        found = dict(zip(names, run_session(self.teacher, feed), strict=True))
+        return list(fitted(self.model, found).values())
+
+    def _lessons(self) -> Iterator[_Exercise]:
+        rng = np.random.default_rng(self.lesson.seed)
+        to, feeds = self.lesson.made_up, self.lesson.feeds
+        while True:
+            for chunk in rng.permutation(len(feeds)):
+                for piece in self.pieces(feeds[int(chunk)]):
+                    new = {} if to is None else {to.name: mixed(piece[to.name], to.layout, rng)}
+                    yield self.exercise({**piece, **new})
+
+    def _slope(self, values: Sequence[Array], exercise: _Exercise) -> Array:
+        """The gradient by all numbers, in a row."""
+        _, *given = run_session(self.runner, self._feeds(values, exercise))
+        parts = iter(given)
+        slopes = [
+            next(parts) if flows else np.zeros_like(value)
+            for value, flows in zip(values, self.flows, strict=True)
+        ]
+        return np.concatenate([slope.reshape(-1).astype(np.float64) for slope in slopes])
+
+    def _feeds(self, values: Sequence[Array], exercise: _Exercise) -> dict[str, Any]:
+        tuned = dict(zip(self.made.inputs, values, strict=True))
+        return {**exercise.feeds, **tuned, **dict(zip(self.targets, exercise.targets, strict=True))}
+
+
+def _rows(model: Model, feed: Feeds, memory: float) -> int:
+    """Rows for a run: those of a chunk, or as many as fit into memory."""
+    sizes = _sizes(model, feed)
+    counts = [sizes[name][0] for name in batched_inputs(model) if name in sizes]
+    count = max(counts, default=1)
+    shapes = infer(model, sizes)
+    moving = (s for name, s in shapes.shape.items() if s and name not in model.constant_names)
+    elements = sum(float(np.prod(s, dtype=np.float64)) for s in moving) / max(count, 1)
+    most = int(memory / (BYTES_PER_ELEMENT * max(elements, 1)))
+    return rows_per_run(model) or max(1, min(count, most))
+
+
+def _sizes(model: Model, feed: Feeds) -> dict[str, tuple[int, ...]]:
+    return {name: np.shape(array) for name, array in fitted(model, feed).items()}
+
+
+def _moved(values: Sequence[Array], move: Array) -> list[Array]:
+    """The values less a step, which holds all of theirs in a row."""
+    ends = np.cumsum([value.size for value in values])
+    steps = np.split(move, ends[:-1])
+    return [
+        (value - step.reshape(value.shape)).astype(value.dtype)
+        for value, step in zip(values, steps, strict=True)
+    ]
+
+
+def _folded(model: Model, made: Tunable, values: Sequence[Array]) -> Model:
+    """Scales and shifts multiplied into weights and added to biases."""
+    changed = []
+    for site, scale, shift in zip(made.sites, values[::2], values[1::2], strict=True):
+        matrix = site.linear.matrix(model)
+        factor = scale.astype(np.float64).reshape(matrix.shape[:2])
+        offset = site.linear.offset(model, matrix.shape[0] * matrix.shape[1]) * factor
+        offset += shift.astype(np.float64).reshape(matrix.shape[:2])
+        changed.append((site.linear, matrix * factor[..., None], offset))
+    return rewritten(model, changed)
