@@ -9,16 +9,20 @@ from pathlib import Path
 SCRIPT = """
 import json, sys, onnx
 asked = json.load(sys.stdin)["models"]
-nodes = [[n.op_type for n in onnx.load(m["path"]).graph.node] for m in asked]
-counts = [sum(kind in KINDS for kind in kinds) for kinds in nodes]
-print(json.dumps({"milliseconds": [BASE + COST * n for n in counts]}))
+graphs = [onnx.load(m["path"]).graph for m in asked]
+counts = [sum(n.op_type in KINDS for n in g.node) for g in graphs]
+sizes = [sum(len(t.raw_data) // 4 for t in g.initializer) for g in graphs]
+times = [BASE + COST * n + EACH * size for n, size in zip(counts, sizes)]
+print(json.dumps({"milliseconds": times}))
 """
 
 
-def board(folder: Path, kinds: str, cost: float, base: float = 8.0) -> str:
-    """A target file: models take ``base`` ms, and ``cost`` more for every node of these kinds."""
+def board(folder: Path, kinds: str, cost: float, base: float = 8.0, each: float = 0.0) -> str:
+    """A target file: models take ``base`` ms, ``cost`` more for every node of these kinds, and
+    ``each`` for every number that they hold."""
     script, target = folder / "stopwatch.py", folder / "board.toml"
     given = {"KINDS": repr(kinds.split(",")), "COST": repr(cost), "BASE": repr(base)}
+    given["EACH"] = repr(each)
     text = SCRIPT
     for name, value in given.items():
         text = text.replace(name, value)

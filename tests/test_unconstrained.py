@@ -356,6 +356,17 @@ def test_what_is_no_slower_than_noise_explains_is_taken(tmp_path: Path, cost: fl
     assert again.model == result.model
 
 
+def test_what_takes_longer_may_do_so_with_fewer_macs(tmp_path: Path) -> None:
+    clock = board(tmp_path, "Slice,Gather", 0.05, base=0.0, each=1e-3)
+    timed = {**QUICK, "measure": True, "rounds": 0, "hardware": clock}
+    result = api.prune(uneven(), flops=0.7, unconstrained=True, **timed)
+    said = [note for note in result.notes if note.startswith("unconstrained: ")]
+    assert "of the MACs" in said[0]
+    assert result.after.macs < 0.69 * result.before.macs
+    again = api.apply(uneven(), result.plan, options=Options(measure=False, cache=False))
+    assert again.model == result.model
+
+
 def test_without_measuring_the_note_says_so() -> None:
     result = api.prune(uneven(), flops=0.7, unconstrained=True, **QUICK)
     assert any(note.endswith("latency not compared: --no-measure") for note in result.notes)
