@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -212,12 +212,12 @@ def law_errors(
     ``statistics`` over slots of which some left are taken over the survivors in both models.
     """
     fills = random_fills(model, shapes)
-    taps, names, floors = compared(model, shapes)
+    told = compared(model, shapes)
     zero = zeroed(model, shapes, coupling, alive, statistics)
     masked = forced(filled(zero, fills), taken)
     smaller = forced(filled(cut, sliced(fills, coupling, alive)), taken)
     wanted: list[dict[str, Array] | None] = []
-    original = open_model(with_outputs(masked, taps, shapes))
+    original = open_model(with_outputs(masked, [*told.taps.values()], shapes))
     for i, feeds in enumerate(several):
         try:
             expected = original(blanked(feeds, coupling, alive))
@@ -231,9 +231,9 @@ def law_errors(
                 "nothing can be verified: every output on random inputs is NaN or infinite",
                 hint="Check the weights for infinities and overflows.",
             )
-        wanted.append(sliced(dict(zip(names, expected, strict=True)), coupling, alive))
+        wanted.append(sliced(dict(zip(told.names, expected, strict=True)), coupling, alive))
     del original  # of two large models one at a time is in memory
-    result = open_model(with_outputs(smaller, taps, shapes))
+    result = open_model(with_outputs(smaller, [*told.taps.values()], shapes))
     errors = []
     for feeds, outputs in zip(several, wanted, strict=True):
         if outputs is None:
@@ -244,25 +244,42 @@ def law_errors(
             if not taken:
                 raise
             return [float("inf")]  # the original ran here
-        errors.append(relative_error([outputs[name] for name in names], actual, floors))
+        errors.append(told.error([outputs[name] for name in told.names], actual))
     return errors
 
 
-def compared(
-    model: Model, shapes: Shapes, other: Model | None = None
-) -> tuple[list[str], list[str], list[float]]:
-    """What is compared of ``model`` and another (``other``, where tensors may have gone): what
-    activations of the outputs read; that and the outputs, by name; the least magnitudes they are
-    compared with (``relative_error``)."""
+@dataclass(frozen=True)
+class Compared:
+    """What is compared of two models: the outputs, and what their activations read."""
+
+    names: list[str]
+    taps: dict[str, str]  # output → what its activation reads
+    shares: frozenset[str]  # outputs whose numbers are of a Sigmoid or a Softmax
+
+    def error(self, expected: list[Array], actual: list[Array]) -> float:
+        """The largest relative error of all."""
+        found = dict(zip(self.names, expected, strict=True))
+        floors = [self._floor(name, found) for name in self.names]
+        return relative_error(expected, actual, floors)
+
+    def _floor(self, name: str, found: Mapping[str, Array]) -> float:
+        """The least magnitude to compare an output with. A Sigmoid or Softmax moves by no more than
+        what it reads, which is held to the law itself: noise of large numbers is its noise too."""
+        if name not in self.taps:
+            return SHARE if name in self.shares else 1e-30
+        read = found[self.taps[name]]
+        return float(np.abs(read[np.isfinite(read)]).max(initial=1.0))
+
+
+def compared(model: Model, shapes: Shapes, other: Model | None = None) -> Compared:
+    """Of ``model`` and another one, ``other``, where tensors may have gone there."""
     taps = {
         output: source
         for output, source in before_last_activation(model, shapes).items()
         if other is None or source in other.producer
     }
     names = [*(value.name for value in model.outputs), *taps.values()]
-    of_one = shares(model)
-    floors = [1.0 if n in taps else SHARE if n in of_one else 1e-30 for n in names]
-    return [*taps.values()], names, floors
+    return Compared(names, taps, shares(model))
 
 
 def _says_something(array: Array) -> bool:
@@ -274,7 +291,7 @@ def _says_something(array: Array) -> bool:
 def before_last_activation(model: Model, shapes: Shapes) -> dict[str, str]:
     """Output → what its activation reads. A saturated Sigmoid or Softmax hides any difference, and
     shows nothing but rounding once it vanishes: what it reads is held to the law relatively, and
-    the output itself on a scale of one.
+    the output itself on the scale of that, at least of one.
     """
     taps: dict[str, str] = {}
     for value in model.outputs:

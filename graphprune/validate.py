@@ -204,7 +204,8 @@ def _same(before: Model, after: Model, analysis: Analysis, what: str, seed: int)
     shapes = analysis.shapes
     sizes = [shapes.inputs, *other_sizes(shapes)]
     several = [random_inputs(after, replace(shapes, inputs=each), seed) for each in sizes]
-    taps, _, floors = compared(before, shapes, after)
+    told = compared(before, shapes, after)
+    taps = [*told.taps.values()]
 
     def difference(open_model: Open) -> float:
         first, second = (open_model(with_outputs(m, taps, shapes)) for m in (before, after))
@@ -216,7 +217,7 @@ def _same(before: Model, after: Model, analysis: Analysis, what: str, seed: int)
                 if i == 0:
                     raise
                 continue  # sizes that the model does not take
-            worst = max(worst, relative_error(expected, second(fitted(after, feeds)), floors))
+            worst = max(worst, told.error(expected, second(fitted(after, feeds))))
         return worst
 
     error = difference(opened)

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from graphprune.analysis import Analysis, analyse
 from graphprune.errors import VerificationError
 from graphprune.model import Array, Model
-from graphprune.oracle import relative_error
+from graphprune.oracle import Compared, relative_error
 from graphprune.runtime import opened, random_inputs
 from graphprune.storage import load
 from graphprune.validate import TOLERANCE, verify_same
@@ -55,3 +55,14 @@ def test_another_model_is_one_however_small_its_outputs_are() -> None:
     analysis, bias = analysed()
     with pytest.raises(VerificationError):
         verify_same(analysis.model, model(W, V, bias + 0.1), analysis)
+
+
+def test_a_softmax_of_large_numbers_has_their_noise() -> None:
+    """Two scores of thousands that all but meet: their noise, of 1e-7, is much of the answer."""
+    told = Compared(["y", "z"], {"y": "z"}, frozenset("y"))
+    z = np.array([[5000.0, 5000.0]])
+    moved = z + np.array([[2e-3, 0.0]])
+    outputs = [np.exp(each - each.max()) / np.exp(each - each.max()).sum() for each in (z, moved)]
+    assert relative_error(outputs[:1], outputs[1:]) > TOLERANCE
+    assert told.error([outputs[0], z], [outputs[1], moved]) < TOLERANCE / 10
+    assert told.error([outputs[0], z], [outputs[1], z * 1.001]) > TOLERANCE
