@@ -231,7 +231,9 @@ def apply(
     repaired on other calibration inputs, is refused."""
     check_outputs(model, output, None)
     clock = Clock(stage)
-    given, inputs = replayed(made.options, options or Options())
+    options = options or Options()
+    options.check_gates()
+    given, inputs = replayed(made.options, options)
     studied, given = _studied(model, output, given, clock, wanted=False)
     if given.unconstrained:
         studied = widened(studied)[0]

@@ -46,7 +46,10 @@ def compare(
         for s in sides
     ]
     if [name for name, _ in signatures[0]] != [name for name, _ in signatures[1]]:
-        raise UsageError("the models have other inputs or outputs, so outputs do not compare")
+        raise UsageError(
+            "the models have other inputs or outputs, so outputs do not compare",
+            hint="Their names must be the same: give a model and one that was made from it.",
+        )
     feeds = random_inputs(first.analysis.model, first.analysis.shapes, seed)
     if inputs is not None:
         feeds = read_inputs(inputs, first.original)

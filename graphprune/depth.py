@@ -34,7 +34,8 @@ def depth(
     original = clock("load", lambda _: load(model))
     if too_large(original):
         raise UsageError(
-            "the model is too large to be run here, and blocks are measured by running it"
+            "the model is too large to be run here, and blocks are measured by running it",
+            hint="`graphprune inspect MODEL --units blocks` runs nothing.",
         )
     size = source_bytes(model, original)
     cache = Cache(beside(model) if options.cache else None)

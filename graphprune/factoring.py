@@ -23,6 +23,7 @@ from graphprune.linear import INNER
 from graphprune.model import Model
 from graphprune.options import Options
 from graphprune.pipeline import Context, Pass, Pipeline
+from graphprune.plan import ANEW
 from graphprune.prepared import Prepared
 from graphprune.ranked import Ranks, ranks_of, with_ranks
 from graphprune.repair.damage import silent
@@ -272,9 +273,9 @@ def _carried(
 def _check_ranks(chosen: Mapping[str, int], known: Mapping[str, Site]) -> None:
     for name, rank in chosen.items():
         if name not in known:
-            raise UsageError("the plan lowers the rank of a layer that is not there", name)
+            raise UsageError("the plan lowers the rank of a layer that is not there", name, ANEW)
         if not 0 < rank < known[name].full:
-            raise UsageError(f"the plan's rank {rank} is none that the layer can have", name)
+            raise UsageError(f"the plan's rank {rank} is none of the layer's", name, ANEW)
 
 
 def _target(prepared: Prepared, options: Options) -> Target:

@@ -43,7 +43,9 @@ def options_of(given: dict[str, Any]) -> Options:
     from graphprune.options import Options
 
     if given.get("per_operator") and not given["measure"]:
-        raise UsageError("--per-operator needs the latency measurement")
+        raise UsageError(
+            "--per-operator needs the latency measurement", hint="Leave out --no-measure."
+        )
     chosen = {f.name: given[f.name] for f in fields(Options) if f.name in given}
     calib = given["calib"]
     chosen["calib"] = None if calib in (None, "none") else Path(calib)

@@ -85,6 +85,7 @@ class Options:
         """Refuse combinations that contradict each other."""
         asked = self.budgets()
         self._check_outside()
+        self.check_gates()
         if self.timed and (self.latency_ms is not None) == (self.latency is not None):
             raise UsageError(
                 "a latency is asked for twice", hint="Give --target-latency or --target-latency-ms."
@@ -128,6 +129,17 @@ class Options:
             raise UsageError(
                 "--fast looks at weights alone",
                 hint="Leave out --calib, --search, --spread solved.",
+            )
+
+    def check_gates(self) -> None:
+        """What gates hold a result against must be measured."""
+        if self.max_accuracy_drop is not None and self.eval_data is None:
+            raise UsageError(
+                "--max-accuracy-drop needs labelled data", hint="Give --eval FILE.npz."
+            )
+        if self.min_speedup is not None and not (self.measure and self.rounds):
+            raise UsageError(
+                "--min-speedup needs the latency measurement", hint="Leave out --no-measure."
             )
 
     def _check_outside(self) -> None:

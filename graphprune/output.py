@@ -79,6 +79,7 @@ def written_beside(path: Path, text: str) -> Iterator[None]:
         yield
         beside.replace(path)
     except OSError as error:
-        raise UsageError(f"cannot write: {error.strerror}", str(path)) from error
+        cause = f"cannot write: {error.strerror}"
+        raise UsageError(cause, str(path), "Choose another place, or make room.") from error
     finally:
         beside.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from graphprune.errors import UsageError
 from graphprune.slots import Axis
 
 SCHEMA = "graphprune.plan/1"
+ANEW = "Make a new plan with --plan-out."  # what to do about one that cannot be applied
 A_PLAN = "graphprune apply MODEL PLAN: the plan is the file that --plan-out has written."
 
 
@@ -131,14 +132,15 @@ def removed_units(plan: Plan, analysis: Analysis) -> Mask:
     for entry in plan.groups:
         group = by_axes.get(entry.axes)
         if group is None or len(group) != len(entry.scores):
-            raise UsageError("the plan names a group that this version finds otherwise", entry.name)
+            cause = "the plan names a group that this version finds otherwise"
+            raise UsageError(cause, entry.name, ANEW)
         if entry.removed and not 0 <= min(entry.removed) <= max(entry.removed) < len(group):
-            raise UsageError("the plan names a unit that does not exist", entry.name)
+            raise UsageError("the plan names a unit that does not exist", entry.name, ANEW)
         removed[group.units[list(entry.removed)]] = True
     removed |= _removed_blocks(plan, analysis)
     axis = emptied(coupling, removed)
     if axis is not None:
-        raise UsageError("the plan leaves nothing of an axis, or too little", str(axis))
+        raise UsageError("the plan removes all of an axis, or too much", str(axis), ANEW)
     if _kept(analysis, removed) != {k: dict(v) for k, v in plan.kept.items()}:
         raise UsageError(
             "the plan's kept indices contradict its removed units",
@@ -186,7 +188,8 @@ def _removed_blocks(plan: Plan, analysis: Analysis) -> Mask:
     for entry in plan.blocks:
         unit = known.get((entry.name, entry.entry, entry.exit))
         if unit is None:
-            raise UsageError("the plan names a block that this version finds otherwise", entry.name)
+            cause = "the plan names a block that this version finds otherwise"
+            raise UsageError(cause, entry.name, ANEW)
         removed[unit] = entry.removed
     return removed
 
@@ -207,12 +210,13 @@ def read_plan(path: Path) -> Plan:
         raise UsageError(
             "the plan was changed after it was written: its hash does not fit",
             str(path),
-            "Make a new plan with --plan-out.",
+            ANEW,
         )
     try:
         return _parsed(document)
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"the plan's contents are malformed: {error!r}", str(path)) from error
+        cause = f"the plan's contents are malformed: {error!r}"
+        raise UsageError(cause, str(path), ANEW) from error
 
 
 def _parsed(document: Mapping[str, Any]) -> Plan:

@@ -154,7 +154,8 @@ def analyse(
     offered = offered or registry()
     for name, shape in ((scope.input_shapes if scope else None) or {}).items():
         if min(shape, default=1) < 1:
-            raise UsageError(f"--input-shape {list(shape)} has a size below 1", name)
+            cause = f"--input-shape {list(shape)} has a size below 1"
+            raise UsageError(cause, name, "Sizes are 1 or more.")
     context = Context(rules=offered.rules, scope=scope or Scope())
     done = Pipeline(offered.prepare).run(original, context)
     moved = any(change.what in REWRITES for change in done.changes)

@@ -229,7 +229,11 @@ def _split(studied: Study) -> tuple[Study, Sequence[Feeds]]:
         return studied, []
     fit, held = split(studied.inputs.feeds)
     if not len(held):
-        raise UsageError("too few calibration inputs to hold some out", studied.inputs.source)
+        raise UsageError(
+            "too few calibration inputs to hold some out",
+            studied.inputs.source,
+            "Plans are compared on inputs that none was made with: give more with --calib.",
+        )
     return replace(studied, inputs=replace(studied.inputs, feeds=fit)), held
 
 

@@ -152,7 +152,8 @@ def _read(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
     try:
         proto = onnx.load(path, load_external_data=False, format="protobuf")
     except OSError as error:
-        raise UsageError(f"cannot read the model: {error.strerror}", str(path)) from error
+        cause = f"cannot read the model: {error.strerror}"
+        raise UsageError(cause, str(path), "Check the file and who may read it.") from error
     except (DecodeError, ValueError) as error:
         raise ModelError(
             "not an ONNX file, or a truncated one",

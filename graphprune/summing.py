@@ -8,7 +8,7 @@ from graphprune.analysis import inexact, pinned_reasons
 from graphprune.carry_out import Made
 from graphprune.clock import Clock
 from graphprune.cost import count_params
-from graphprune.errors import AccuracyGateError, LatencyGateError, UsageError
+from graphprune.errors import AccuracyGateError, LatencyGateError
 from graphprune.interface import reshaped
 from graphprune.model import Model, label
 from graphprune.options import Options
@@ -139,10 +139,7 @@ def _measure(prepared: Prepared, result: Model, options: Options) -> Verdict:
 
 def _gates(verdict: Verdict, options: Options) -> None:
     if options.max_accuracy_drop is not None:
-        if verdict.accuracy is None:
-            raise UsageError(
-                "--max-accuracy-drop needs labelled data", hint="Give --eval FILE.npz."
-            )
+        assert verdict.accuracy is not None  # see Options.check_gates
         drop = (verdict.accuracy[0] - verdict.accuracy[1]) * 100
         if drop > options.max_accuracy_drop:
             raise AccuracyGateError(
@@ -150,8 +147,7 @@ def _gates(verdict: Verdict, options: Options) -> None:
                 hint="Nothing was written. Ask for a larger share, or try another --criterion.",
             )
     if options.min_speedup is not None:
-        if verdict.latency_ratio is None:
-            raise UsageError("--min-speedup needs the latency measurement")
+        assert verdict.latency_ratio is not None
         speedup = 1 / verdict.latency_ratio[0]
         if speedup < options.min_speedup:
             raise LatencyGateError(

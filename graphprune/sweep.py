@@ -124,7 +124,8 @@ def _folder(path: Path) -> Path:
     try:
         path.mkdir(exist_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot make the folder: {error.strerror}", f"-o {path}") from error
+        cause = f"cannot make the folder: {error.strerror}"
+        raise UsageError(cause, f"-o {path}", "Make it first, or name another.") from error
     return path
 
 

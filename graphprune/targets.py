@@ -28,6 +28,7 @@ KEYS = {
     "rates",
     "slow_fusions",
 }
+MADE = "`graphprune targets measure -o FILE.toml` writes such a file."
 SLOW_FUSIONS = {"SkipLayerNormalization"}  # that a pass can keep apart
 
 
@@ -119,16 +120,17 @@ def _read(path: Path) -> Target:
     try:
         return _parse(path.read_text(), str(path))
     except OSError as error:
-        raise UsageError(f"cannot read the target file: {error.strerror}", str(path)) from error
+        cause = f"cannot read the target file: {error.strerror}"
+        raise UsageError(cause, str(path), MADE) from error
     except UnicodeDecodeError as error:
-        raise UsageError("the target file is not text", str(path)) from error
+        raise UsageError("the target file is not text", str(path), MADE) from error
 
 
 def _parse(text: str, where: str) -> Target:
     try:
         data: dict[str, Any] = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"the target file is not TOML: {error}", where) from error
+        raise UsageError(f"the target file is not TOML: {error}", where, MADE) from error
     unknown = set(data) - KEYS
     if unknown:
         raise UsageError(

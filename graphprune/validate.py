@@ -41,6 +41,7 @@ LARGER = 32  # a second size for symbolic axes, where the first was small
 DAMAGED = (zipfile.BadZipFile, zlib.error)
 Scorer = Callable[[Model, int, str], float]  # model, threads, provider → more is better
 Run = Callable[[Feeds], list[Array]]
+A_SCORE = "A function that gets run(feeds) -> outputs, and gives a number: more is better."
 CHUNK = 64  # labelled samples per run where the batch is free
 
 
@@ -328,14 +329,18 @@ def _as_input(array: Array, value: onnx.ValueInfoProto, path: Path) -> Array:
     """The array in the input's type; its shape must fit what the input declares."""
     where = f"array {value.name!r} of {path}"
     if array.dtype.kind not in "biuf":
-        raise UsageError(f"not numbers but {array.dtype}", where)
+        raise UsageError(f"not numbers but {array.dtype}", where, "Save arrays of numbers.")
     dims = declared(value)
     fits = dims is None or (
         array.ndim == len(dims)
         and all(d is None or d == s for d, s in zip(dims[1:], array.shape[1:], strict=True))
     )
     if not fits:
-        raise UsageError(f"shape {list(array.shape)} does not fit the declared {dims}", where)
+        raise UsageError(
+            f"shape {list(array.shape)} does not fit the declared {dims}",
+            where,
+            "The first size is the number of samples, the others are the input's.",
+        )
     return array.astype(input_dtype(value))
 
 
@@ -377,14 +382,14 @@ def _imported(module: str, name: str) -> Callable[..., object]:
     finally:
         sys.path.pop(0)
     if not callable(found):
-        raise UsageError("the score is no function", f"--eval {module}:{name}")
+        raise UsageError("the score is no function", f"--eval {module}:{name}", A_SCORE)
     return found  # type: ignore[no-any-return]
 
 
 def _called(score: Callable[..., object], given: str, run: Run) -> float:
     value = score(run)
     if not isinstance(value, int | float | np.number):
-        raise UsageError(f"the score is no number but {value!r}", f"--eval {given}")
+        raise UsageError(f"the score is no number but {value!r}", f"--eval {given}", A_SCORE)
     return float(value)
 
 
@@ -392,10 +397,15 @@ def read_labelled(path: Path, model: Model) -> dict[str, Array]:
     """Arrays named by graph input, and ``labels``; all of one length."""
     data = read_inputs(path, model, ("labels",))
     if data["labels"].dtype.kind not in "iu":
-        raise UsageError(f"labels are not whole numbers but {data['labels'].dtype}", str(path))
+        raise UsageError(
+            f"labels are not whole numbers but {data['labels'].dtype}",
+            str(path),
+            "A label is the number of a class, counted from 0.",
+        )
     lengths = {name: len(array) for name, array in data.items() if array.ndim}
     if len(set(lengths.values())) != 1 or not data["labels"].size:
-        raise UsageError(f"arrays of different lengths: {lengths}", str(path))
+        hint = "Each array has an entry for each sample, and there is one at least."
+        raise UsageError(f"arrays of different lengths: {lengths}", str(path), hint)
     return data
 
 

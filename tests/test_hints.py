@@ -18,6 +18,14 @@ NEXT = {
     "a way to sum": ("MODEL --reduce much", ["'much' is unknown", "One of: sum, mean"]),
     "a spread": ("MODEL --spread wide", ["'wide' is unknown", "One of: auto, solved"]),
     "an input shape": ("MODEL --input-shape x:1,4,8,8", ["[1, 4, 8, 8]", "x:N,3,8,8"]),
+    "a gate of labels": ("MODEL --max-accuracy-drop 1", ["labelled data", "--eval FILE.npz"]),
+    "a gate of time": ("MODEL --min-speedup 2 --no-measure", ["latency", "out --no-measure"]),
+    "a gate of a plan": ("apply MODEL PLAN --min-speedup 2 --no-measure", ["out --no-measure"]),
+    "a table of time": ("MODEL --per-operator --no-measure", ["latency", "out --no-measure"]),
+    "no target file": ("MODEL --target-hardware no.toml", ["cannot read", "targets measure"]),
+    "no TOML": ("MODEL --target-hardware TOML", ["not TOML", "targets measure"]),
+    "strangers": ("compare MODEL OTHER", ["other inputs", "made from it"]),
+    "an empty size": ("inspect MODEL --input-shape x:0,3,8,8", ["below 1", "1 or more"]),
     "no archive": (
         "compare MODEL MODEL --inputs JSON",
         ["not an .npz file", "named by graph input"],
@@ -26,11 +34,15 @@ NEXT = {
 
 
 @pytest.mark.parametrize("name", NEXT)
-def test_how_to_go_on(run: Run, small: Path, name: str) -> None:
+def test_how_to_go_on(run: Run, small: Path, pinned: Path, name: str) -> None:
     command, words = NEXT[name]
     document = small.with_name("other.json")
     document.write_text('{"schema": "another/1"}')
-    files = {"MODEL": small, "JSON": document}
+    toml, plan = small.with_name("other.toml"), small.with_name("plan.json")
+    toml.write_text("[")
+    if "PLAN" in command:
+        assert run(small, "--plan-out", plan, "--quiet", "--no-measure").code == 0
+    files = {"MODEL": small, "JSON": document, "TOML": toml, "OTHER": pinned, "PLAN": plan}
     ran = run(*(files.get(word, word) for word in command.split()), "--quiet")
     assert (ran.code, ran.out) == (2, "")
     missing = [word for word in words if word not in ran.err]
