@@ -290,8 +290,9 @@ def _says_something(array: Array) -> bool:
 
 def before_last_activation(model: Model, shapes: Shapes) -> dict[str, str]:
     """Output → what its activation reads. A saturated Sigmoid or Softmax hides any difference, and
-    shows nothing but rounding once it vanishes: what it reads is held to the law relatively, and
-    the output itself on the scale of that, at least of one.
+    shows nothing but rounding once it vanishes, and the position of the largest of many numbers
+    hides all of them: what these read is held to the law relatively, and the output itself on the
+    scale of that, at least of one.
     """
     taps: dict[str, str] = {}
     for value in model.outputs:
@@ -301,7 +302,8 @@ def before_last_activation(model: Model, shapes: Shapes) -> dict[str, str]:
             continue
         source = node.input[0]
         floats = shapes.dtype.get(source) == onnx.TensorProto.FLOAT
-        same = shapes.shape.get(source) == shapes.shape.get(name)
+        largest = node.op_type in ("ArgMax", "ArgMin") and not node.domain
+        same = largest or shapes.shape.get(source) == shapes.shape.get(name)
         fresh = source not in model.output_names and source not in taps.values()
         if floats and same and fresh and source in model.producer:
             taps[value.name] = source

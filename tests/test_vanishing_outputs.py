@@ -66,3 +66,19 @@ def test_a_softmax_of_large_numbers_has_their_noise() -> None:
     assert relative_error(outputs[:1], outputs[1:]) > TOLERANCE
     assert told.error([outputs[0], z], [outputs[1], moved]) < TOLERANCE / 10
     assert told.error([outputs[0], z], [outputs[1], z * 1.001]) > TOLERANCE
+
+
+def test_the_position_of_the_largest_hides_nothing() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[2,8] x) => (int64[2,1] y)
+    { h = MatMul(x, W) z = Add(h, B) y = ArgMax<axis=1>(z) }"""
+
+    def made(scale: float) -> Model:
+        proto = onnx.parser.parse_model(text)
+        for name, array in (("W", W[:, :5] * scale), ("B", np.arange(5, dtype=np.float32) * 1e4)):
+            proto.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
+        return load(proto)
+
+    analysis = analyse(made(1.0))
+    verify_same(analysis.model, made(1.0), analysis)
+    with pytest.raises(VerificationError):
+        verify_same(analysis.model, made(-100.0), analysis)
