@@ -21,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from fence import files_and_arguments, run_mutated, warm
 
+FAILED_PROOF = 5  # exit code: no fault of the program's ways, but worth a look
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -45,6 +47,8 @@ def main() -> None:
                 faults.append(outcome)
                 last = outcome.said.strip().splitlines()[-1:] or [""]
                 print(f"seed {outcome.seed}: {outcome.fault} [{outcome.kinds}] {last[0][:200]}")
+            if outcome.code == FAILED_PROOF:
+                print(f"seed {outcome.seed}: a proof failed [{outcome.kinds}]")
             if done % 100 == 0:
                 spent = time.perf_counter() - start
                 print(
