@@ -328,14 +328,25 @@ def _give_back(
     taken: list[tuple[int, int]],
     fits: Callable[[NDArray[np.int64]], bool],
 ) -> NDArray[np.int64]:
-    """Undo steps, the most important first, wherever the budget still holds without them."""
-    levels = levels.copy()
-    for group, level in taken[: -MOST_GIVEN_BACK - 1 : -1]:
-        if levels[group] != level:
-            continue  # a later step of this group stayed
-        levels[group] -= 1
-        if not fits(levels):
-            levels[group] += 1
+    """Undo steps, the most important first, wherever the budget still holds without them: several
+    at once while they fit, since costs only grow by it."""
+    steps = taken[::-1]
+    place, several = 0, 1
+    for _ in range(MOST_GIVEN_BACK):
+        if place >= len(steps):
+            break
+        other = levels.copy()
+        for group, level in steps[place : place + several]:
+            if other[group] == level:  # else a later step of this group stayed
+                other[group] -= 1
+        if fits(other):
+            levels = other
+            place += several
+            several *= 2
+        elif several == 1:
+            place += 1
+        else:
+            several //= 2
     return levels
 
 

@@ -11,10 +11,11 @@ import onnx
 import onnxruntime as ort
 import pytest
 from graphs import Builder, attention, random_cnn
+from numpy.typing import NDArray
 
 from graphprune import api
 from graphprune.analysis import Analysis
-from graphprune.budget import Decision, allocate
+from graphprune.budget import Decision, _give_back, allocate
 from graphprune.criteria import Scoring, score
 from graphprune.errors import NothingPrunableError, TargetError
 from graphprune.oracle import law_error
@@ -259,3 +260,19 @@ def test_scores_below_zero_rank_as_any_others(chain: onnx.ModelProto) -> None:
         gone = lowered.removed[group.units]
         assert gone.sum() == first.removed[group.units].sum()
         assert scores[group.units][gone].max() <= scores[group.units][~gone].min()
+
+
+def test_giving_back_takes_few_looks_at_the_cost_of_many_groups() -> None:
+    """The last step of a wide group overshoots by what thousands of narrow ones are worth."""
+    groups, looks = 5000, 0
+
+    def fits(levels: NDArray[np.int64]) -> bool:
+        nonlocal looks
+        looks += 1
+        return int(levels[1:].sum()) >= 1000 and levels[0] == 1
+
+    taken = [(group, 1) for group in range(1, groups)] + [(0, 1)]
+    levels = _give_back(np.ones(groups, np.int64), taken, fits)
+    assert levels[0] == 1 and int(levels[1:].sum()) == 1000
+    assert levels[1] == 1 and levels[-1] == 0  # the most important come back first
+    assert looks < 60

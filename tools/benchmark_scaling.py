@@ -146,6 +146,8 @@ def main() -> int:
         print(json.dumps(one(given.one)))
         return 0
     console = Console(width=120)
+    if given.folder is not None:
+        given.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=given.folder) as made:
         folder = Path(made) / "model"
         deep = [measured(folder, depth, WIDTH) for depth in DEPTHS]

@@ -144,9 +144,10 @@ class _Descent:
             yield values
 
     def error(self, values: Sequence[Array]) -> float:
-        """The loss on all inputs as they are."""
+        """The loss on all inputs once, mixed as those that are learnt from."""
+        rng = np.random.default_rng([self.lesson.seed, 1])
         pieces = (piece for feed in self.lesson.feeds for piece in self.pieces(feed))
-        every = (self._feeds(values, self.exercise(piece)) for piece in pieces)
+        every = (self._feeds(values, self.exercise(self._mixed(p, rng))) for p in pieces)
         found = [run_session(self.judge, feeds)[0].item() for feeds in every]
         return float(np.mean(found)) if np.isfinite(found).all() else np.inf
 
@@ -181,12 +182,15 @@ class _Descent:
 
     def _lessons(self) -> Iterator[_Exercise]:
         rng = np.random.default_rng(self.lesson.seed)
-        to, feeds = self.lesson.made_up, self.lesson.feeds
         while True:
-            for chunk in rng.permutation(len(feeds)):
-                for piece in self.pieces(feeds[int(chunk)]):
-                    new = {} if to is None else {to.name: mixed(piece[to.name], to.layout, rng)}
-                    yield self.exercise({**piece, **new})
+            for chunk in rng.permutation(len(self.lesson.feeds)):
+                for piece in self.pieces(self.lesson.feeds[int(chunk)]):
+                    yield self.exercise(self._mixed(piece, rng))
+
+    def _mixed(self, feed: Feeds, rng: np.random.Generator) -> Feeds:
+        """Made-up pictures mixed; all else as it is."""
+        to = self.lesson.made_up
+        return feed if to is None else {**feed, to.name: mixed(feed[to.name], to.layout, rng)}
 
     def _slope(self, values: Sequence[Array], exercise: _Exercise) -> Array:
         """The gradient by all numbers, in a row."""
