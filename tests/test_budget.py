@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from graphprune import api
 from graphprune.analysis import Analysis
-from graphprune.budget import Decision, _give_back, allocate
+from graphprune.budget import MOST_GIVEN_BACK, Decision, _give_back, allocate
 from graphprune.criteria import Scoring, score
 from graphprune.errors import NothingPrunableError, TargetError
 from graphprune.oracle import law_error
@@ -262,7 +262,7 @@ def test_scores_below_zero_rank_as_any_others(chain: onnx.ModelProto) -> None:
         assert scores[group.units][gone].max() <= scores[group.units][~gone].min()
 
 
-def test_giving_back_takes_few_looks_at_the_cost_of_many_groups() -> None:
+def test_what_is_given_back_comes_close_to_the_budget_of_many_groups() -> None:
     """The last step of a wide group overshoots by what thousands of narrow ones are worth."""
     groups, looks = 5000, 0
 
@@ -275,4 +275,4 @@ def test_giving_back_takes_few_looks_at_the_cost_of_many_groups() -> None:
     levels = _give_back(np.ones(groups, np.int64), taken, fits)
     assert levels[0] == 1 and int(levels[1:].sum()) == 1000
     assert levels[1] == 1 and levels[-1] == 0  # the most important come back first
-    assert looks < 60
+    assert looks <= MOST_GIVEN_BACK
