@@ -72,7 +72,8 @@ def error(moments: Moments, matrix: Matrix, bias: Matrix) -> float:
     own = quadratic(moments.xx, matrix)
     cross = np.einsum("gmd,gmd->", matrix, moments.tx)
     means = np.einsum("gmd,gd->gm", matrix, moments.mean_x) + bias - moments.mean_t
-    return float(moments.tt.sum() - 2 * cross + own + np.square(means).sum())
+    found = float(moments.tt.sum() - 2 * cross + own + np.square(means).sum())
+    return max(found, 0.0)  # what cancels can come out just below
 
 
 def best_ridge(fit: Moments, held_out: Moments, weights: Matrix) -> float:

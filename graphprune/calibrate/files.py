@@ -52,10 +52,14 @@ def from_npz(path: str | Path, model: Model, count: int | None = None) -> Sample
     batched = _batched(model, arrays, path)
     lengths = {name: len(arrays[name]) for name in arrays if name in batched}
     if len(set(lengths.values())) > 1:
-        raise UsageError(f"arrays of different lengths: {lengths}", str(path))
+        raise UsageError(
+            f"arrays of different lengths: {lengths}",
+            str(path),
+            "Give one row for each sample in all.",
+        )
     available = next(iter(lengths.values()), 1)
     if not available:
-        raise UsageError("the arrays are empty", str(path))
+        raise UsageError("the arrays are empty", str(path), "Give a row for each sample.")
     total = available if count is None else min(count, available)
     dtypes = {value.name: input_dtype(value) for value in model.inputs}
     taken = np.random.default_rng(0).permutation(total) * available // max(total, 1)
@@ -130,7 +134,9 @@ def open_picture(path: Path) -> Image.Image:
                 picture.load()
                 return picture.copy()
     except (*UNREADABLE, Image.DecompressionBombError) as error:
-        raise UsageError(f"cannot decode the picture: {error}", str(path)) from error
+        raise UsageError(
+            f"cannot decode the picture: {error}", str(path), "Take it out of the folder."
+        ) from error
 
 
 def _map_members(path: Path, names: Sequence[str]) -> dict[str, Array]:
@@ -146,7 +152,9 @@ def _map_members(path: Path, names: Sequence[str]) -> dict[str, Array]:
                 )
             return {name: _mapped(archive, name, path) for name in names}
     except UNREADABLE as error:
-        cause = error.strerror if isinstance(error, OSError) and error.strerror else "no .npz file"
+        cause = (
+            error.strerror if isinstance(error, OSError) and error.strerror else "not an .npz file"
+        )
         raise UsageError(
             f"cannot read arrays from the file: {cause}", f"--calib {path}", "Check the path."
         ) from error
@@ -157,7 +165,11 @@ def _mapped(archive: zipfile.ZipFile, name: str, path: Path) -> Array:
     with archive.open(f"{name}.npy") as member, tempfile.TemporaryFile() as copy:
         shape, fortran, dtype = _header(member)
         if dtype.kind not in "biuf":
-            raise UsageError(f"not numbers but {dtype}", f"array {name!r} of {path}")
+            raise UsageError(
+                f"not numbers but {dtype}",
+                f"array {name!r} of {path}",
+                "Save it as an array of numbers: np.savez(path, name=array).",
+            )
         shutil.copyfileobj(member, copy, PIECE)
         size = copy.tell()
         if size != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
@@ -187,6 +199,7 @@ def _check_fits(array: Array, value: onnx.ValueInfoProto, path: Path) -> None:
         raise UsageError(
             f"shape {list(array.shape)} does not fit the declared {dims}",
             f"array {value.name!r} of {path}",
+            "Give samples as the model takes them, along the first axis.",
         )
 
 
@@ -199,6 +212,7 @@ def _batched(model: Model, arrays: dict[str, Array], path: Path) -> frozenset[st
             raise UsageError(
                 f"shape {list(shape)} does not fit the declared {dims}",
                 f"array {value.name!r} of {path}",
+                "Give samples as the model takes them, along the first axis.",
             )
     return frozenset(name for name in batched if arrays[name].ndim)
 
@@ -206,7 +220,9 @@ def _batched(model: Model, arrays: dict[str, Array], path: Path) -> frozenset[st
 def _numbers(rows: Array, dtype: np.dtype[Any], name: str, path: Path) -> Array:
     """Rows in the input's type, in memory; nothing in them is NaN or infinite."""
     if rows.dtype.kind == "f" and not np.isfinite(rows).all():
-        raise UsageError("NaN or infinite values", f"array {name!r} of {path}")
+        raise UsageError(
+            "NaN or infinite values", f"array {name!r} of {path}", "Leave such samples out."
+        )
     return np.array(rows, dtype)
 
 
@@ -220,4 +236,6 @@ def _file_digest(path: Path) -> bytes:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").digest()
     except OSError as error:
-        raise UsageError(f"cannot read the picture: {error.strerror}", str(path)) from error
+        raise UsageError(
+            f"cannot read the picture: {error.strerror}", str(path), "Check its permissions."
+        ) from error

@@ -146,7 +146,9 @@ def picture_input(model: Model, shapes: Shapes, preprocess: Preprocess) -> Pictu
     where = f"input {value.name!r}"
     dims, dtype = declared(value), input_dtype(value)
     if dims is None or len(dims) != 4 or not _holds_pixels(dtype):
-        raise UsageError(f"the model takes no pictures: {dtype} {dims}", where)
+        raise UsageError(
+            f"the model takes no pictures: {dtype} {dims}", where, "Give an .npz file (--calib)."
+        )
     sizes = shapes.inputs[value.name]
     known = _as_picture(value, shapes, LEAST_SIDE)
     layout = preprocess.layout
@@ -159,16 +161,22 @@ def picture_input(model: Model, shapes: Shapes, preprocess: Preprocess) -> Pictu
     if dims[channel_axis] is None and channels not in CHANNELS[1:]:
         channels = 3
     if channels not in CHANNELS:
-        raise UsageError(f"{channels} channels in layout {layout}", where)
+        raise UsageError(
+            f"{channels} channels in layout {layout}", where, "Give another layout (--preprocess)."
+        )
     size = preprocess.size or _known_size(value, shapes, sides)
     if size is None:
         raise UsageError("the size of pictures is open", where, "Give --preprocess size=224.")
     if any(dims[axis] not in (None, side) for axis, side in zip(sides, size, strict=True)):
-        raise UsageError(f"size={size[0]}x{size[1]} does not fit the declared {dims}", where)
+        raise UsageError(
+            f"size={size[0]}x{size[1]} does not fit the declared {dims}", where, "Leave size out."
+        )
     for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
         if len(values) not in (1, channels):
             raise UsageError(
-                f"--preprocess {name}: {len(values)} values for {channels} channels", where
+                f"--preprocess {name}: {len(values)} values for {channels} channels",
+                where,
+                "Give one for all channels, or one for each.",
             )
     return PictureInput(value.name, layout, channels, *size, dtype)
 
