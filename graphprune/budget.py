@@ -101,7 +101,7 @@ def allocate(
         if known is not None or all(reach.of(kind) <= limit for kind, limit in limits.items()):
             break
         if grid.strict or grid.finest:
-            shares = {kind: reach.of(kind) / max(before.of(kind), 1) for kind in budgets}
+            shares = {kind: reach.of(kind) / (before.of(kind) or 1.0) for kind in budgets}
             return _missed(budgets, shares, least, target, allow_miss)
         grid = grid.halved()
         notes = (_finer_note(target, grid),)
@@ -187,7 +187,7 @@ def _missed(
 ) -> Decision:
     """The smallest there is, where that was allowed; else an error that says how far it goes."""
     missed = ", ".join(
-        f"{OPTION[kind]} {share:g} (reachable {reach[kind]:.3f})"
+        f"{OPTION[kind]} {share:g} (reachable {reach[kind]:.3g})"
         for kind, share in budgets.items()
         if reach[kind] > share
     )

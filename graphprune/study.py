@@ -151,7 +151,7 @@ def refined(
     """A repaired model, tuned as a whole in so many steps."""
     assert studied.inputs is not None
     inputs = studied.inputs
-    lesson = Lesson(studied.original, inputs.feeds, inputs.made_up, studied.memory, studied.seed)
+    lesson = Lesson(studied.original, inputs.feeds, inputs.made_up, studied.seed)
     return refine(model, lesson, steps, progress)
 
 

@@ -276,3 +276,11 @@ def test_what_is_given_back_comes_close_to_the_budget_of_many_groups() -> None:
     assert levels[0] == 1 and int(levels[1:].sum()) == 1000
     assert levels[1] == 1 and levels[-1] == 0  # the most important come back first
     assert looks <= MOST_GIVEN_BACK
+
+
+def test_what_is_reachable_is_a_share_of_little_too() -> None:
+    """Milliseconds of a small model are below one."""
+    analysis, scores = analysed(random_cnn(3))
+    timed = replace(analysis.cost, timed=lambda removed: 0.4 - 0.1 * float(removed.mean()))
+    with pytest.raises(TargetError, match=r"--target-latency 0\.1 \(reachable 0\.[0-9]+\)"):
+        allocate(replace(analysis, cost=timed), scores, FREE, {"latency": 0.1})

@@ -88,6 +88,19 @@ def test_what_is_not_is_left_alone(form: str) -> None:
     assert kinds(prepare(made).analysis.model.assemble()) & LISTS
 
 
+def test_parts_of_what_is_padded_to_a_multiple_are_not_known() -> None:
+    """As many at 32 and at 65 rows, but not at 200."""
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[1,T,8] x) => (float[1,P,6] y)
+      <int64[1] one={1}, int64[1] two={2}, int64[1] w={128}, int64 ws={128}, int64[1] zero={0}> {
+      s = Shape(x) t = Slice(s, one, two, zero)
+      a = Mod(t, w) b = Sub(w, a) r = Mod(b, w)
+      front = Constant<value_ints=[0,0,0,0]>() back = Constant<value_ints=[0]>()
+      pads = Concat<axis=0>(front, r, back) p = Pad(x, pads)
+      q = SplitToSequence<axis=1>(p, ws) y = ConcatFromSequence<axis=1>(q) }"""
+    made = onnx.parser.parse_model(text)
+    assert kinds(prepare(made).analysis.model.assemble()) & LISTS
+
+
 def test_a_constant_that_is_a_sequence() -> None:
     """Weights in a sequence are weights: its length is known, or the report names the operator."""
     body = "p = SplitToSequence<axis=0>(U, sixteen) a = SequenceAt(p, one) c = MatMul(h, a)"

@@ -82,3 +82,37 @@ def test_the_position_of_the_largest_hides_nothing() -> None:
     verify_same(analysis.model, made(1.0), analysis)
     with pytest.raises(VerificationError):
         verify_same(analysis.model, made(-100.0), analysis)
+
+
+def test_masked_logits_hide_no_other_model() -> None:
+    """What is added to logits that are not to count leaves the others on their own scale."""
+    text = TEXT.replace("y = Sigmoid(z)", "m = Add(z, M) y = Softmax<axis=-1>(m)")
+
+    def made(factor: float) -> Model:
+        proto = onnx.parser.parse_model(text)
+        mask = np.array([0, 0, -1e9], np.float32)
+        arrays = {"W": W, "V": V * factor, "B": np.zeros(3), "M": mask}
+        for name, array in arrays.items():
+            proto.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
+        return load(proto)
+
+    analysis = analyse(made(1e-3))
+    verify_same(analysis.model, made(1e-3), analysis)
+    with pytest.raises(VerificationError):
+        verify_same(analysis.model, made(1.1e-3), analysis)
+
+
+def test_what_an_activation_reads_may_stand_in_another_order() -> None:
+    text = TEXT.replace("y = Sigmoid(z)", "g = Sigmoid(z) y = Gather<axis=1>(g, I)")
+
+    def made(order: list[int]) -> Model:
+        proto = onnx.parser.parse_model(text)
+        back = np.argsort(order).astype(np.int64)
+        arrays = {"W": W, "V": V[:, order] * 1e-3, "B": np.zeros(3), "I": back}
+        for name, array in arrays.items():
+            kept = array if name == "I" else array.astype(np.float32)
+            proto.graph.initializer.append(numpy_helper.from_array(kept, name))
+        return load(proto)
+
+    analysis = analyse(made([0, 1, 2]))
+    verify_same(analysis.model, made([2, 0, 1]), analysis)

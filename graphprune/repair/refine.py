@@ -29,7 +29,7 @@ from graphprune.shapes import infer
 
 RATE = 0.003  # of a channel's scale, and of its shift in units of its spread
 ROWS = 48  # of inputs for a step
-BYTES_PER_ELEMENT = 8  # of activations, there and back
+MEMORY, BYTES_PER_ELEMENT = 1e9, 8  # of a run; of activations, there and back
 OLDEST = 9  # opset that gradients can be written in
 
 
@@ -37,14 +37,12 @@ OLDEST = 9  # opset that gradients can be written in
 class Lesson:
     """The original, inputs in chunks to learn from, and what else the descent goes by.
 
-    ``made_up`` names the input whose pictures are made up, which may be mixed; ``memory`` is in
-    bytes.
+    ``made_up`` names the input whose pictures are made up, which may be mixed.
     """
 
     original: Model
     feeds: Sequence[Feeds]
     made_up: PictureInput | None
-    memory: float
     seed: int
 
 
@@ -101,12 +99,13 @@ class _Descent:
 
     def __init__(self, model: Model, lesson: Lesson) -> None:
         self.model, self.lesson = model, lesson
-        self.rows = _rows(model, lesson.feeds[0], lesson.memory)
+        self.rows = _rows(model, lesson.feeds[0])
         self.batched = batched_inputs(lesson.original)
         self.teacher = session(lesson.original)
-        self.first = self.pieces(lesson.feeds[0])[0]
-        self.made = tunable(model, _sizes(model, self.first))
-        self.outputs = compared(model, self.made.shapes, self._expected(self.first))
+        self.first = self._first()
+        self.made = tunable(model, _sizes(model, self.first[0]))
+        several = [self._expected(piece) for piece in self.first]
+        self.outputs = compared(model, self.made.shapes, several)
 
     @staticmethod
     def of(model: Model, lesson: Lesson) -> _Descent | str:
@@ -130,7 +129,7 @@ class _Descent:
     def path(self, steps: int) -> Iterator[list[Array]]:
         """Scales and shifts after each step; the rate falls to zero along a cosine."""
         values, adam = self.made.neutral(), Adam()
-        units = spreads(self.made, fitted(self.model, self.first))
+        units = spreads(self.made, [fitted(self.model, piece) for piece in self.first])
         lessons = self._lessons()
         for step in range(steps):
             slopes = [
@@ -167,6 +166,16 @@ class _Descent:
             for one in self.outputs
         ]
         return _Exercise(fitted(self.model, feed), targets)
+
+    def _first(self) -> list[Feeds]:
+        """As many inputs as one step takes."""
+        wanted = max(1, -(-ROWS // self.rows))
+        found: list[Feeds] = []
+        for feed in self.lesson.feeds:
+            found += self.pieces(feed)
+            if len(found) >= wanted:
+                break
+        return found[:wanted]
 
     def _part(self, name: str, array: Array, start: int) -> Array:
         if name not in self.batched:
@@ -207,15 +216,16 @@ class _Descent:
         return {**exercise.feeds, **tuned, **dict(zip(self.targets, exercise.targets, strict=True))}
 
 
-def _rows(model: Model, feed: Feeds, memory: float) -> int:
-    """Rows for a run: those of a chunk, or as many as fit into memory."""
+def _rows(model: Model, feed: Feeds) -> int:
+    """Rows for a run: those of a chunk, or as many as fit into ``MEMORY``; no option decides it,
+    since a plan is to give the same weights again."""
     sizes = _sizes(model, feed)
     counts = [sizes[name][0] for name in batched_inputs(model) if name in sizes]
     count = max(counts, default=1)
     shapes = infer(model, sizes)
     moving = (s for name, s in shapes.shape.items() if s and name not in model.constant_names)
     elements = sum(float(np.prod(s, dtype=np.float64)) for s in moving) / max(count, 1)
-    most = int(memory / (BYTES_PER_ELEMENT * max(elements, 1)))
+    most = int(MEMORY / (BYTES_PER_ELEMENT * max(elements, 1)))
     return rows_per_run(model) or max(1, min(count, most))
 
 

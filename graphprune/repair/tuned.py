@@ -96,9 +96,9 @@ def _tuned(model: Model, tape: Tape, site: Site) -> list[onnx.NodeProto]:
     ]
 
 
-def spreads(made: Tunable, feeds: Feeds) -> Array:
+def spreads(made: Tunable, several: Sequence[Feeds]) -> Array:
     """The standard deviation of what each number of ``inputs`` tunes, all in a row: a channel's for
-    a shift, 1 for a scale. Not tuned yet, on these inputs."""
+    a shift, 1 for a scale. Not tuned yet, on all these inputs together."""
     tape = tape_for(made.model)
     found = []
     for site in made.sites:
@@ -114,7 +114,8 @@ def spreads(made: Tunable, feeds: Feeds) -> Array:
     joined = tape.write("Concat", found, total, axis=0)
     values = dict(zip(made.inputs, made.neutral(), strict=True))
     runner = session(extended(made.model, tape, [joined], []))
-    moments = run_session(runner, {**feeds, **values})[0].astype(np.float64)
+    runs = [run_session(runner, {**feeds, **values})[0].astype(np.float64) for feeds in several]
+    moments = np.mean(runs, axis=0)
     parts, start = [], 0
     for site in made.sites:
         m, s = moments[start : (start := start + 2 * site.shape[0])].reshape(2, -1)
@@ -133,19 +134,20 @@ class Compared:
     spread: float
 
 
-def compared(model: Model, shapes: Shapes, expected: Sequence[Array]) -> list[Compared]:
-    """The float outputs of known shape; ``expected`` are the original's on some inputs."""
+def compared(model: Model, shapes: Shapes, several: Sequence[Sequence[Array]]) -> list[Compared]:
+    """The float outputs of known shape; ``several`` are the original's on some inputs each."""
     logits = class_scores(model, shapes)
     found = []
     for place, value in enumerate(model.outputs):
-        array = expected[place]
-        if shapes.dtype.get(value.name) != TensorProto.FLOAT or not array.size:
+        arrays = [expected[place] for expected in several]
+        if shapes.dtype.get(value.name) != TensorProto.FLOAT or not arrays[0].size:
             continue
-        if shapes.shape.get(value.name) != array.shape or not np.isfinite(array).all():
+        if any(shapes.shape.get(value.name) != a.shape or not np.isfinite(a).all() for a in arrays):
             continue
         own = place == 0 and logits is not None
         tensor = logits if own and logits is not None else value.name
-        wanted = target(array, tensor != value.name, own).astype(np.float64)
+        found_there = [target(array, tensor != value.name, own) for array in arrays]
+        wanted = np.stack(found_there).astype(np.float64)
         spread = float(np.square(wanted - wanted.mean()).mean())
         found.append(Compared(place, tensor, own, max(spread, TINY)))
     return found
@@ -172,7 +174,7 @@ def loss(made: Tunable, outputs: Sequence[Compared]) -> tuple[Model, tuple[str, 
         wanted = Value(tape, tape.name("target"), y.shape, y.dtype)
         targets.append(wanted)
         centred = y - y.mean([1]) if one.logits else y
-        off = (centred - wanted).reshape((-1,) if y.rank == 0 else (int(np.prod(y.shape)),))
+        off = (centred - wanted).reshape((int(np.prod(y.shape)),))
         error = off.sum_of_squares([0]) * (1 / off.shape[0] / one.spread / len(outputs))
         total = error if total is None else total + error
     assert total is not None

@@ -24,6 +24,7 @@ CHANGE = {"SequenceInsert", "SequenceErase"}
 READ = {"SequenceAt", "ConcatFromSequence", "SequenceLength"}
 INPUTS_NOT_ATTRIBUTES = 13  # opset of Split and Unsqueeze
 LONGEST = 1024
+LARGER = (2, 37)  # times the sizes of open axes
 ROUNDS = 8  # the size of what is split may be known once what it was taken from is open
 
 
@@ -72,7 +73,10 @@ class _Found:
             return
         members = self._members(node)
         if members is None or len(members) > LONGEST:
-            self.skipped.append(Skipped(label(node), "a sequence of unknown length"))
+            why = "a sequence of unknown length"
+            if members is not None:
+                why = f"a sequence of more than {LONGEST} tensors"
+            self.skipped.append(Skipped(label(node), why))
         else:
             self.members[node.output[0]] = members
 
@@ -151,12 +155,20 @@ class _Found:
             if known is None or not (_is(node, READ) and self._can_read(node, known)):
                 first = 1 if _is(node, CHANGE) else 0
                 left.update(node.input[first:])
-        before = -1
-        while before != (before := len(left)):
-            for node in self.model.nodes:
-                ends = {node.input[0], node.output[0]} if _is(node, CHANGE) else set()
-                if ends and not ends <= self.members.keys() - left:
-                    left |= ends
+        beside: dict[str, list[str]] = {}
+        for node in self.model.nodes:
+            if not _is(node, CHANGE):
+                continue
+            ends = node.input[0], node.output[0]
+            beside.setdefault(ends[0], []).append(ends[1])
+            beside.setdefault(ends[1], []).append(ends[0])
+            if any(name not in self.members for name in ends):
+                left.update(ends)
+        waiting = list(left & beside.keys())
+        while waiting:
+            more = set(beside[waiting.pop()]) - left
+            left |= more
+            waiting += more
         for name in left & self.members.keys():
             del self.members[name]
 
@@ -252,17 +264,21 @@ def _like(
 
 
 def _otherwise(model: Model, shapes: Shapes) -> list[Shapes]:
-    """Shapes at other sizes of the inputs, where some are open."""
+    """Shapes at other sizes of the inputs, where some are open: a little larger and far larger,
+    since what is padded to a multiple stays the same for a while."""
     if not any(shapes.symbolic.values()):
         return []
-    larger = {
-        name: tuple(
-            2 * size + 1 if axis in shapes.symbolic.get(name, ()) else size
-            for axis, size in enumerate(shape)
-        )
-        for name, shape in shapes.inputs.items()
-    }
-    try:
-        return [infer(model, larger)]
-    except GraphPruneError:
-        return [replace(shapes, shape={}, value={})]
+    found = []
+    for factor in LARGER:
+        larger = {
+            name: tuple(
+                factor * size + 1 if axis in shapes.symbolic.get(name, ()) else size
+                for axis, size in enumerate(shape)
+            )
+            for name, shape in shapes.inputs.items()
+        }
+        try:
+            found.append(infer(model, larger))
+        except GraphPruneError:
+            found.append(replace(shapes, shape={}, value={}))
+    return found

@@ -69,7 +69,7 @@ def _staying(analysis: Analysis, idle: Idle) -> list[Skipped]:
     for group in analysis.coupling.groups:
         kept = int(((idle.why > 0) & ~idle.removed)[group.units].sum())
         if kept:
-            reason = f"{kept} that do nothing stay: the last, or of whole blocks of channels"
+            reason = f"{kept} unit(s) that do nothing stay: no axis is left empty, no block broken"
             found.append(Skipped(group.name, reason))
     return found
 
