@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,11 @@ class _Descent:
             return "no gradient reaches a linear operator"
         return made
 
+    @property
+    def runs(self) -> int:
+        """Runs for one step."""
+        return max(1, -(-ROWS // self.rows))
+
     def open(self) -> None:
         """Write the loss and its gradients."""
         model, self.targets = loss(self.made, self.outputs)
@@ -132,9 +138,7 @@ class _Descent:
         units = spreads(self.made, [fitted(self.model, piece) for piece in self.first])
         lessons = self._lessons()
         for step in range(steps):
-            slopes = [
-                self._slope(values, next(lessons)) for _ in range(max(1, -(-ROWS // self.rows)))
-            ]
+            slopes = [self._slope(values, next(lessons)) for _ in range(self.runs)]
             rate = RATE * (1 + np.cos(np.pi * step / steps)) / 2
             move = adam(np.mean(slopes, axis=0) * units) * rate * units
             if not np.isfinite(move).all():
@@ -169,13 +173,8 @@ class _Descent:
 
     def _first(self) -> list[Feeds]:
         """As many inputs as one step takes."""
-        wanted = max(1, -(-ROWS // self.rows))
-        found: list[Feeds] = []
-        for feed in self.lesson.feeds:
-            found += self.pieces(feed)
-            if len(found) >= wanted:
-                break
-        return found[:wanted]
+        every = (piece for feed in self.lesson.feeds for piece in self.pieces(feed))
+        return list(islice(every, self.runs))
 
     def _part(self, name: str, array: Array, start: int) -> Array:
         if name not in self.batched:
