@@ -9,6 +9,9 @@ would do. The peers run in an environment of their own, made in the working dire
 a script in tools/peers that prints one JSON document. What a tool cannot do is a row of the table,
 with the reason beneath it.
 
+graphprune looks at weights alone, as the peers do (`--fast`; what calibration costs and is worth is in
+docs/accuracy.md).
+
 seconds: from the loaded model to the pruned one, all tries; no verification, no import, no export.
 wall: the whole command, as started from a shell; not shown for a peer that tried several ways.
 Every tool gets the same threads as the timed models.
@@ -179,7 +182,8 @@ def run_graphprune(model: Path, target: Path) -> Document:
     target.unlink(missing_ok=True)
     here = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     command = shutil.which("graphprune", path=here) or "graphprune"
-    options = ["--target-flops", str(TARGET), "--no-verify", "--json", "-o", str(target)]
+    share = ("--target-flops", str(TARGET))
+    options = [*share, "--fast", "--no-verify", "--json", "-o", str(target)]
     ran = run_json([command, str(model), *options])
     stages = ran.get("seconds_by_stage", {})
     return {**ran, "seconds": sum(stages.get(stage, 0.0) for stage in IN_MEMORY)}
@@ -254,7 +258,8 @@ def conditions(threads: int, runs: int) -> str:
     return (
         f"Target: {TARGET:.0%} of the MACs. Latency: ONNX Runtime, CPU ({kind}), batch 1, "
         f"{threads} thread(s), median of {runs} rounds, every model once in each round; "
-        "speed-up: median and quartiles of the rounds' ratios to the original."
+        "speed-up: median and quartiles of the rounds' ratios to the original. Every tool looks at "
+        "weights alone (graphprune: `--fast`)."
     )
 
 
