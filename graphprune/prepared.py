@@ -161,10 +161,10 @@ def analyse(
     moved = any(change.what in REWRITES for change in done.changes)
     model, cleaned, uncleaned = done.model, NOT_CLEANED, None
     if context.scope.lossless:
+        before = context.analysis(model)  # now, while it is at hand
         clean = offered.passes["clean_up"]().run(model, context)
         cleaned = Cleaned(clean.changes, clean.skipped)
         if clean.modified:
-            before = context.analysis(model)
             uncleaned = before.cost.of(before.nothing_removed)
             model, moved = clean.model, True
     return Prepared(

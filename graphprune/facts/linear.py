@@ -34,6 +34,8 @@ def rows_of(weight: Array, low: Floats, high: Floats) -> tuple[Floats, Floats]:
     """Bounds of ``weight`` [groups, rows, columns, taps] times inputs [groups, columns], summed
     over columns and taps: [groups, rows]. Zero times anything is zero."""
     shape = weight.shape[:2]
+    if weight.shape[2] == 1:  # depthwise: as many groups as channels, so all at once
+        return _column(weight[:, :, 0], low, high)
     bottom, top = np.zeros(shape), np.zeros(shape)
     for g in range(shape[0]):
         nothing = (low[g] == 0) & (high[g] == 0)
@@ -49,6 +51,19 @@ def rows_of(weight: Array, low: Floats, high: Floats) -> tuple[Floats, Floats]:
                 bottom[g] += down
                 top[g] += up
     return bottom, top
+
+
+def _column(weight: Array, low: Floats, high: Floats) -> tuple[Floats, Floats]:
+    """``weight`` [groups, rows, taps] of one column each; inputs [groups, 1]."""
+    up = np.maximum(weight, 0).sum(axis=2, dtype=np.float64)
+    down = np.minimum(weight, 0).sum(axis=2, dtype=np.float64)
+    return _times(up, low) + _times(down, high), _times(up, high) + _times(down, low)
+
+
+def _times(weight: Floats, bound: Floats) -> Floats:
+    """The product, in which zero times anything is zero."""
+    nothing = (weight == 0) | (bound == 0)
+    return np.where(nothing, 0.0, np.where(nothing, 0.0, weight) * np.where(nothing, 0.0, bound))
 
 
 def _part(weight: Array, kind: str, low: Floats, high: Floats) -> tuple[Floats, Floats]:

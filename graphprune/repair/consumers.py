@@ -46,7 +46,8 @@ class Consumer:
             kept = self.kept[g][place[:, 0]]
             matrix = self.weights[g].copy()
             lost = matrix[:, place[~kept]]  # [out, channels, times, taps]
-            matrix[:, place[kept]] += np.einsum("opnt,ps->osnt", lost, mixing[g])
+            read = np.tensordot(mixing[g], lost, axes=(0, 1))  # [kept, out, times, taps]
+            matrix[:, place[kept]] += read.swapaxes(0, 1)
             matrices.append(matrix[:, self.kept[g]].reshape(len(matrix), -1))
             offsets.append(self.offset[g] + np.einsum("opnt,p->o", lost, shift[g]) / phases)
         return self.linear, np.stack(matrices), np.stack(offsets)

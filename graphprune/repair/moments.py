@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg.lapack import dposv
+from scipy.linalg import get_lapack_funcs
 
 from graphprune.coupling import Mask
 from graphprune.linear import Linear, Matrix, rewritten
@@ -117,11 +117,13 @@ class _Part:
         return _Products(*means, s.T @ s, s.T @ p)
 
     def held_out(self, ridges: Sequence[float]) -> list[float]:
-        """Mean squared errors of the output on rows that the readings have not seen."""
-        seen = int(len(self.x) * SEEN)
-        products = self.products(self.x[:seen])
-        s, p = self.x[seen:, self.kept], self.x[seen:, ~self.kept]
-        lost = self.weights[:, ~self.kept].T
+        """Mean squared errors of the output on rows that the readings have not seen: in single
+        precision, which is enough to choose by."""
+        x, weights = self.x.astype(np.float32), self.weights.astype(np.float32)
+        seen = int(len(x) * SEEN)
+        products = self.products(x[:seen])
+        s, p = x[seen:, self.kept], x[seen:, ~self.kept]
+        lost = weights[:, ~self.kept].T
         errors = []
         for ridge in ridges:
             mix, shift = _reading(products, ridge)
@@ -142,10 +144,11 @@ class _Products:
 def _reading(products: _Products, ridge: float) -> tuple[Matrix, Matrix]:
     """B [lost, kept] and the shift [lost] of the best affine reading of what is lost."""
     damped = products.gram.copy()
-    penalty = ridge * np.trace(damped) / len(damped) + np.finfo(np.float64).tiny
+    penalty = ridge * np.trace(damped) / len(damped) + np.finfo(damped.dtype).tiny
     damped.reshape(-1)[:: len(damped) + 1] += penalty
     if not products.cross.size:  # a group that lost nothing
         return products.cross.T, products.lost
-    _, mix, failed = dposv(damped.T, products.cross, lower=True)
+    (posv,) = get_lapack_funcs(("posv",), (damped, products.cross))
+    _, mix, failed = posv(damped.T, products.cross, lower=True)
     found: Matrix = np.asarray(np.linalg.solve(damped, products.cross) if failed else mix)
     return found.T, products.lost - found.T @ products.kept

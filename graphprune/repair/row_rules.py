@@ -57,7 +57,9 @@ def linear(step: Step) -> list[Rows]:
         bias = op.offset(step.model, outputs).reshape(-1)
     if op.kind not in CONVOLUTIONS:
         x = step.x.full()
-        return [Rows.of(np.broadcast_to(x, (*x.shape[:-1], matrix.shape[2])) @ matrix[0].T + bias)]
+        x = np.broadcast_to(x, (*x.shape[:-1], matrix.shape[2]))
+        y = x.reshape(-1, x.shape[-1]) @ matrix[0].T  # one product, not one for every row
+        return [Rows.of((y + bias).reshape(*x.shape[:-1], outputs))]
     channels = step.x.along(1, step.shape(op.x)[1])
     x = Rows(step.x.values, channels).full().reshape(step.rows, len(matrix), -1)
     taps = matrix.reshape(*matrix.shape[:2], x.shape[2], op.taps)

@@ -46,6 +46,9 @@ class Rows:
         """[rows, *index.shape]."""
         if len(self.values) * self.index.size > LARGEST:
             raise StopError("too wide")
+        columns = self.index.reshape(-1)
+        if columns.size == self.values.shape[1] and (columns == np.arange(columns.size)).all():
+            return self.values.reshape(-1, *self.index.shape)
         if (self.index >= 0).all():
             return np.asarray(self.values[:, self.index])
         zero = np.zeros((len(self.values), 1))

@@ -138,8 +138,8 @@ def _pin_unclaimed(
     if not mentioned:
         reason = f"{kind}: every axis has a meaning of its own here"
     claimed = _Claimed(relations.slots, names)
-    for array in mentioned:
-        claimed.mark(array)
+    if mentioned:
+        claimed.mark(np.concatenate(mentioned))
     for axis_slots in claimed.rest():
         relations.pins.append(Pin(axis_slots, reason, index))
 
