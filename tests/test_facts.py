@@ -10,6 +10,7 @@ from graphs import Builder, attention, random_cnn
 from graphprune import api
 from graphprune.analysis import Scope
 from graphprune.facts import Fact, facts_of
+from graphprune.facts.linear import rows_of
 from graphprune.model import Array, Model
 from graphprune.oracle import with_outputs
 from graphprune.runtime import opened, random_inputs
@@ -104,3 +105,15 @@ def test_movement() -> None:
     x = b.add("ReduceMean", x, axes=[1], keepdims=0)
     y = b.add("Tile", x, b.ints(1, 2, 1))
     checked(b.model({"x": [1, 3, 8, 8]}, {y: [1, 6, 2]}))
+
+
+def test_one_column_in_each_group_is_bounded_as_several() -> None:
+    """Depthwise convolutions go their own way, which is quicker."""
+    rng = np.random.default_rng(0)
+    weight = rng.integers(-2, 3, (200, 2, 1, 3)).astype(np.float32)
+    low = rng.choice([-np.inf, -3, 0, 1], (200, 1))
+    high = np.maximum(low, rng.choice([0, 2, np.inf], (200, 1)))
+    unread = np.zeros_like(low)
+    wider = np.concatenate([weight, weight[::-1]], axis=2)
+    expected = rows_of(wider, np.hstack([low, unread]), np.hstack([high, unread]))
+    np.testing.assert_array_equal(rows_of(weight, low, high), expected)

@@ -9,8 +9,8 @@ would do. The peers run in an environment of their own, made in the working dire
 a script in tools/peers that prints one JSON document. What a tool cannot do is a row of the table,
 with the reason beneath it.
 
-graphprune looks at weights alone, as the peers do (`--fast`; what calibration costs and is worth is in
-docs/accuracy.md).
+graphprune looks at weights alone, as the peers do (`--fast`; what calibration costs and is worth
+is in docs/accuracy.md).
 
 seconds: from the loaded model to the pruned one, all tries; no verification, no import, no export.
 wall: the whole command, as started from a shell; not shown for a peer that tried several ways.
