@@ -12,7 +12,7 @@ from scipy.linalg import get_lapack_funcs
 
 from graphprune.coupling import Mask
 from graphprune.linear import Linear, Matrix, rewritten
-from graphprune.model import Model
+from graphprune.model import Array, Model
 from graphprune.repair.consumers import Consumer, Index, channel_axis, consumers, places_of
 from graphprune.repair.damage import Damage, Repaired
 from graphprune.repair.propagate import propagate
@@ -109,7 +109,7 @@ class _Part:
         y = self.x[:, ~self.kept] @ self.weights[:, ~self.kept].T
         return float(np.square(y).mean(0).sum())
 
-    def products(self, x: Matrix) -> _Products:
+    def products(self, x: Array) -> _Products:
         """Of these rows of x."""
         s, p = x[:, self.kept], x[:, ~self.kept]
         means = s.mean(0), p.mean(0)
@@ -135,20 +135,20 @@ class _Part:
 class _Products:
     """What some rows say of channels that are kept and those that are lost."""
 
-    kept: Matrix  # means
-    lost: Matrix
-    gram: Matrix  # [kept, kept], centred
-    cross: Matrix  # [kept, lost]
+    kept: Array  # means
+    lost: Array
+    gram: Array  # [kept, kept], centred
+    cross: Array  # [kept, lost]
 
 
-def _reading(products: _Products, ridge: float) -> tuple[Matrix, Matrix]:
+def _reading(products: _Products, ridge: float) -> tuple[Array, Array]:
     """B [lost, kept] and the shift [lost] of the best affine reading of what is lost."""
     damped = products.gram.copy()
     penalty = ridge * np.trace(damped) / len(damped) + np.finfo(damped.dtype).tiny
     damped.reshape(-1)[:: len(damped) + 1] += penalty
     if not products.cross.size:  # a group that lost nothing
         return products.cross.T, products.lost
-    (posv,) = get_lapack_funcs(("posv",), (damped, products.cross))
+    posv = get_lapack_funcs("posv", (damped, products.cross))
     _, mix, failed = posv(damped.T, products.cross, lower=True)
-    found: Matrix = np.asarray(np.linalg.solve(damped, products.cross) if failed else mix)
+    found: Array = np.asarray(np.linalg.solve(damped, products.cross) if failed else mix)
     return found.T, products.lost - found.T @ products.kept
