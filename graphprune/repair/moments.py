@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import get_lapack_funcs
+from scipy.linalg.lapack import dposv, sposv
 
 from graphprune.coupling import Mask
 from graphprune.linear import Linear, Matrix, rewritten
@@ -148,7 +148,7 @@ def _reading(products: _Products, ridge: float) -> tuple[Array, Array]:
     damped.reshape(-1)[:: len(damped) + 1] += penalty
     if not products.cross.size:  # a group that lost nothing
         return products.cross.T, products.lost
-    posv = get_lapack_funcs("posv", (damped, products.cross))
+    posv = sposv if damped.dtype == np.float32 else dposv
     _, mix, failed = posv(damped.T, products.cross, lower=True)
     found: Array = np.asarray(np.linalg.solve(damped, products.cross) if failed else mix)
     return found.T, products.lost - found.T @ products.kept
