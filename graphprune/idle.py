@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from graphprune.analysis import Analysis
+from graphprune.choices import standing
 from graphprune.control import is_open, regions
 from graphprune.coupling import Group, Mask
 from graphprune.facts import Facts, Line
@@ -27,6 +28,7 @@ from graphprune.model import Array
 from graphprune.relations import Contraction
 from graphprune.slots import SlotArray
 from graphprune.targets import builtin
+from graphprune.unread import unread_units
 
 DEAD, CONSTANT, DUPLICATE = 1, 2, 3  # why a unit may leave
 GLANCE = 8  # rows that tell most columns with something in them
@@ -64,8 +66,9 @@ class _Read:
 def idle_units(analysis: Analysis, facts: Facts) -> Idle:
     """Find them; what must stay for a whole to remain stays."""
     coupling = analysis.coupling
-    reads = list(_reads(analysis, facts))
-    usable = _usable(analysis, reads)
+    unread = unread_units(analysis.model, coupling)
+    reads = list(_reads(analysis, facts, unread))
+    usable = _usable(analysis, reads, unread)
     nothing, fixed = usable.copy(), usable.copy()  # adds nothing; adds a constant at most
     for read in reads:
         mine = read.units >= 0
@@ -83,10 +86,11 @@ def idle_units(analysis: Analysis, facts: Facts) -> Idle:
     return Idle(removed, why, edits)
 
 
-def _usable(analysis: Analysis, reads: list[_Read]) -> Mask:
-    """Units that something reads, outside of bodies, of the interface and of statistics."""
+def _usable(analysis: Analysis, reads: list[_Read], unread: Mask) -> Mask:
+    """Units that something reads, outside of bodies, of the interface and of statistics; and those
+    that no output depends on."""
     coupling, model = analysis.coupling, analysis.model
-    usable = np.zeros(coupling.n_units + 1, bool)
+    usable = np.append(unread, False)
     for read in reads:
         usable[read.units] = True
     relations = coupling.relations
@@ -100,7 +104,7 @@ def _usable(analysis: Analysis, reads: list[_Read]) -> Mask:
     return usable[:-1]
 
 
-def _reads(analysis: Analysis, facts: Facts) -> Iterator[_Read]:
+def _reads(analysis: Analysis, facts: Facts, unread: Mask) -> Iterator[_Read]:
     model = analysis.model
     rewritable = _rewritable(analysis, facts)
     for contraction in analysis.relations.contractions:
@@ -110,7 +114,7 @@ def _reads(analysis: Analysis, facts: Facts) -> Iterator[_Read]:
         node = model.nodes[contraction.node]
         name = node.input[contraction.input]
         size = len(units)
-        zero = np.zeros(size, bool)
+        zero = np.append(unread, False)[units]  # what is made of it is not read either
         if contraction.quantised is not None:
             yield _Read(units, zero, np.full(size, np.nan), _own(size, len(units)), None, False)
             continue
@@ -271,18 +275,39 @@ def _with_enough_left(analysis: Analysis, why: NDArray[np.int8]) -> Mask:
         held = steps.get(group.index, FREE)
         step = np.lcm(held.step, _alignment(analysis, group))
         left = len(group) - len(idle)
-        wanted = min(len(group), max(-(-left // step) * step, held.least))
+        least = held.least if group.index in steps else 0
+        wanted = min(len(group), max(-(-left // step) * step, least))
         if len(group) % step and wanted > left:
             wanted = left  # outside the layout as it is
         back = sorted(idle.tolist(), key=lambda unit: (-why[unit], unit))[: wanted - left]
         removed[back] = False
+    removed[_out_of_line(analysis, removed)] = False
     gone = ~coupling.alive(removed)
-    for axis in coupling.relations.slots.axes:
-        if len(axis) and gone[axis.slots].all():
+    for axis in standing(coupling.relations):
+        if gone[axis.slots].all():
             units = coupling.unit_of(axis.slots)
             removed[units.min()] = False
             gone = ~coupling.alive(removed)
     return removed
+
+
+def _out_of_line(analysis: Analysis, removed: Mask) -> list[int]:
+    """Idle units that stay to make the count of a convolution's outputs a multiple again: those
+    that some group does without may be any number."""
+    model, coupling = analysis.model, analysis.coupling
+    found: list[int] = []
+    for axis in coupling.parameters:
+        if axis.index or len(axis) % ALIGNED:
+            continue
+        if all(
+            model.nodes[i].op_type != "Conv" or place != 1
+            for i, place in model.consumers[axis.tensor]
+        ):
+            continue
+        units = coupling.unit_of(axis.slots)
+        gone = units[np.append(removed, False)[units]]
+        found += np.unique(gone)[: -(len(axis) - len(gone)) % ALIGNED].tolist()
+    return found
 
 
 def _alignment(analysis: Analysis, group: Group) -> int:

@@ -28,6 +28,7 @@ from graphprune.routing import expert_evidence
 from graphprune.runtime import random_inputs, run_session, session
 from graphprune.study import Progress, Study, block_evidence, evidence
 from graphprune.targets import Target, choose
+from graphprune.unread import unread_units
 from graphprune.version import __version__
 
 FALLBACK = "l1"
@@ -94,6 +95,7 @@ def judge(
         return Judged(scores, {}, outside)
     found = evidence(studied, criterion, scores, progress)
     found |= expert_evidence(studied, criterion, scores, progress)
+    found |= _unread(analysis)
     if criterion.needs_inputs:
         scores = _as_scores(prepared, found)
     if len(blocks) and known is None:
@@ -104,6 +106,17 @@ def judge(
         scores[blocks] = _rising(found[BLOCKS])
     lower = ranks(studied, options, progress) if "ranks" in options.units else None
     return Judged(scores, found, outside, ranks=lower)
+
+
+def _unread(analysis: Analysis) -> dict[int, Evidence]:
+    """Of the groups that no output depends on, which no operator's inputs can tell: nothing is lost
+    with them."""
+    unread = unread_units(analysis.model, analysis.coupling)
+    return {
+        group.index: Evidence(np.arange(len(group)), np.zeros(len(group) + 1))
+        for group in analysis.coupling.groups
+        if unread[group.units].all()
+    }
 
 
 def _from_outside(

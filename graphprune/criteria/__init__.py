@@ -21,6 +21,7 @@ from graphprune.model import Array, Model
 from graphprune.quantisation import real
 from graphprune.relations import Role
 from graphprune.slots import Axis
+from graphprune.unread import unread_units
 
 Scores = NDArray[np.float64]
 REDUCE = ("sum", "mean", "l1", "l2")
@@ -91,14 +92,17 @@ class Scoring:
 
 def score(model: Model, coupling: Coupling, criterion: Criterion, scoring: Scoring) -> Scores:
     """Normalised importance of every unit; comparable across groups. Zeros for a criterion that
-    needs calibration inputs."""
+    needs calibration inputs. Units that no output depends on are worth least of all."""
     if criterion.element is None:
         return np.zeros(coupling.n_units)
     parts = _parts(model, coupling, criterion, scoring)
     raw = np.zeros(coupling.n_units)
     for group in coupling.groups:
         raw[group.units] = unit_scores(group, parts, criterion, scoring)
-    return normalised(raw, coupling.groups, criterion, scoring)
+    found = normalised(raw, coupling.groups, criterion, scoring)
+    least = float(found.min(initial=0.0))  # standardised ones are below zero
+    found[unread_units(model, coupling)] = np.nextafter(least, -np.inf) if least < 0 else 0.0
+    return found
 
 
 def normalised(

@@ -14,6 +14,7 @@ from graphprune.idle import CONSTANT, DEAD, DUPLICATE, Idle, idle_units
 from graphprune.linear import rewritten
 from graphprune.model import Model
 from graphprune.pipeline import Change, Context, PassResult, Skipped
+from graphprune.whole import without_copies
 
 NAMES = {DEAD: cleaned.DEAD, CONSTANT: cleaned.CONSTANT, DUPLICATE: cleaned.DUPLICATE}
 
@@ -26,6 +27,7 @@ class RemoveDeadChannels:
     3. Of equal channels one stays, and the readers' columns are added up.
     4. What reads a unit with weights that are shared, grouped or quantised is not rewritten: such a
        unit leaves only where it adds nothing.
+    5. A Slice, Gather or Split of what is then all there is goes too.
     """
 
     name: str = "remove_dead_channels"
@@ -49,6 +51,7 @@ class RemoveDeadChannels:
             removed[analysis.coupling.unit_of(slots[tensor][axis].slots[[place]])] = True
         alive = analysis.coupling.alive(removed)
         result, changes = cut(model, analysis.shapes, analysis.coupling, alive)
+        result = without_copies(model, result, analysis.coupling, alive)
         return PassResult(result, (*counted, *changes), skipped)
 
     def _counted(self, analysis: Analysis, idle: Idle) -> list[Change]:
