@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 
 from graphprune.control import ENTER, Parts, attribute, parts
 from graphprune.model import Model
+from graphprune.turns import Turning, turns
 
 Type = onnx.TypeProto
 LARGEST_COUNT = 2**31 - 1  # a Loop beyond it counts as endless: something else must stop it
@@ -41,7 +42,9 @@ class Flow:
         if node.op_type == ENTER:
             self._enter(node, position)
             return None
-        step = {"If": self._if, "Loop": self._loop, "Scan": self._scan}[node.op_type]
+        if node.op_type == "Loop":
+            return self._loop(node, parts(node), position)
+        step = {"If": self._if, "Scan": self._scan}[node.op_type]
         return step(node, parts(node))
 
     def _enter(self, node: onnx.NodeProto, position: int) -> None:
@@ -80,13 +83,14 @@ class Flow:
         for name, *sources in zip(node.output, *branches, strict=True):
             self.found[name] = _common(*(self._type(source) for source in sources))
 
-    def _loop(self, node: onnx.NodeProto, read: Parts) -> int | None:
+    def _loop(self, node: onnx.NodeProto, read: Parts, position: int) -> int | None:
         ((token, given),) = read.bodies
         carried = self.carried[token][2:]
         again = self._unsettled(carried, given[1:])
         if again:
             return self.begin[token]
-        steps = self._iterations(read, self.carried[token][1], given[0])
+        inside = self.model.nodes[self.begin[token] + 1 : position]
+        steps = self._iterations(read, Turning(inside, self.carried[token], given, read.own[2:]))
         if steps is not None:
             self.turns[token] = steps
         ends = [self._type(name) for name in carried]
@@ -94,17 +98,18 @@ class Flow:
         self.found = dict(zip(node.output, ends, strict=False))
         return None
 
-    def _iterations(self, read: Parts, condition: str, given: str) -> int | None:
+    def _iterations(self, read: Parts, body: Turning) -> int | None:
         """How often a Loop runs, where that is known: up to its count, if nothing stops it."""
         most = self.value.get(read.own[0]) if read.own else None
-        starts = len(read.own) < 2 or not read.own[1] or self._is_true(read.own[1])
+        if not (len(read.own) < 2 or not read.own[1] or self._is_true(read.own[1])):
+            return None
+        given = body.given[0]
         while (source := self._copied(given)) is not None:
             given = source
-        goes_on = given == condition or self._is_true(given)
-        if most is None or not starts or not goes_on:
-            return None
-        count = max(0, int(most.reshape(-1)[0]))
-        return count if count <= LARGEST_COUNT else None
+        count = None if most is None else max(0, int(most.reshape(-1)[0]))
+        if given != body.formal[1] and not self._is_true(given):
+            count = turns(body, self.value, count, self.model.skeleton.opset_import)
+        return count if count is not None and count <= LARGEST_COUNT else None
 
     def _copied(self, name: str) -> str | None:
         """What an Identity that writes ``name`` reads."""

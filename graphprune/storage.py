@@ -262,6 +262,7 @@ def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError
 
     _check_inlined_size(proto)
+    _one_version(proto)
     try:
         try:
             return inliner.inline_local_functions(proto, convert_version=True)
@@ -272,6 +273,17 @@ def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
             f"the model's local functions are invalid: {' '.join(str(error).split())[:300]}",
             hint="A function may call others, but neither itself nor what is not there.",
         ) from error
+
+
+def _one_version(proto: onnx.ModelProto) -> None:
+    """Domains that hold local functions alone have no versions to convert between: whatever some
+    function states is taken for the model's, as ONNX Runtime does."""
+    versions = {entry.domain: entry.version for entry in proto.opset_import}
+    local = {function.domain for function in proto.functions} - {"", "ai.onnx"}
+    for function in proto.functions:
+        for entry in function.opset_import:
+            if entry.domain in local and entry.domain in versions:
+                entry.version = versions[entry.domain]
 
 
 def _check_inlined_size(proto: onnx.ModelProto) -> None:

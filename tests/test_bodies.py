@@ -201,18 +201,52 @@ def test_macs_of_bodies() -> None:
         y = Loop(n, , x) <body = b (int64 i, bool go, float[2,6] s) => (bool on, float[2,6] o)
             {{ on = Identity(go) {inside} }}>""")  # fmt: skip
     once = 2 * 6 * 6
+    # TensorFlow's: both counters are below the length, which is state
+    counted = parsed("float[2,6] x, float[6,6] w", "float[2,6] y, float[?,2,6] all", f"""
+        n = Constant<value = int64 {{24}}>() t0 = Constant<value = int32 {{0}}>()
+        m = Constant<value = int32 {{5}}>() one = Constant<value = int32 {{1}}>()
+        go0 = Less(t0, m)
+        e, f, y, all = Loop(n, go0, m, t0, x)
+            <body = b (int64 i, bool go, int32 m1, int32 t1, float[2,6] s)
+                => (bool on, int32 m2, int32 t2, float[2,6] o, float[2,6] each)
+            {{ {inside} each = Neg(o) t2 = Add(t1, one) m2 = Identity(m1) j = Cast<to=1>(i)
+               last = Cast<to=1>(m1) a = Less(j, last) c = Less(t2, m1) on = And(a, c) }}>
+        """)  # fmt: skip
     endless = parsed("float[2,6] x, float[6,6] w, bool go0", "float[2,6] y", f"""
         n = Constant<value = int64 {{9223372036854775807}}>()
         y = Loop(n, go0, x) <body = b (int64 i, bool go, float[2,6] s) => (bool on, float[2,6] o)
             {{ on = Not(go) {inside} }}>""")  # fmt: skip
     for model, expected in (
         (loop, 7 * once),
+        (counted, 5 * once),
         (endless, once),
         (parsed(*LAW["If inside If"]), 2 * 6 * 8 + 3 * 2 * 8 * 7 + 2 * 7 * 5),
         (parsed(*LAW["Scan"]), 4 * (2 * 6 * 6 + 2 * 3 * 6) + 2 * 6 * 5),
     ):
         analysis = prepare(model).analysis
         assert analysis.cost.of(analysis.nothing_removed).macs == expected
+
+
+def test_loop_that_its_counters_stop_has_a_known_length() -> None:
+    """What a Loop stacks can then be pruned; where the count hangs on data, it stays unknown."""
+    for limit, free in (
+        ("Constant<value = int32 {3}>()", True),
+        ("ReduceMax<keepdims=0>(k)", False),
+    ):
+        model = parsed("float[2,4] x, int32[1] k, float[4,6] w, float[6,6] u, float[6,5] v",
+            "float[?,2,5] y", f"""
+            h = MatMul(x, w) n = Constant<value = int64 {{9}}>()
+            t0 = Constant<value = int32 {{0}}>()
+            one = Constant<value = int32 {{1}}>() m = {limit} go0 = Less(t0, m)
+            t, s, all = Loop(n, go0, t0, h) <body = b (int64 i, bool go, int32 t1, float[2,6] s1)
+                => (bool on, int32 t2, float[2,6] s2, float[2,6] each)
+                {{ t2 = Add(t1, one) k1 = MatMul(s1, u) s2 = Tanh(k1) each = Neg(s2)
+                   on = Less(t2, m) }}>
+            y = MatMul(all, v)""")  # fmt: skip
+        shapes = prepare(model).analysis.shapes
+        assert shapes.shape["all"] == ((3, 2, 6) if free else None)
+        checked = check_rule(model, {**feeds_for(model, True), "k": np.array([3], np.int32)})
+        assert checked.passed or not free
 
 
 PINNED = {
@@ -382,6 +416,13 @@ def function_of(opset: int, body: str) -> onnx.ModelProto:
 def test_functions_of_another_opset_are_converted() -> None:
     model = load(function_of(11, "o = Softmax<axis=1>(z)"))
     assert [node.op_type for node in model.nodes] == ["Softmax"]
+
+
+def test_functions_that_state_another_version_of_their_own_domain() -> None:
+    """As jax2onnx writes them: the domain's version there is that of ONNX."""
+    model = function_of(17, "o = Relu(z)")
+    model.functions[0].opset_import[1].version = 17
+    assert [node.op_type for node in load(model).nodes] == ["Relu"]
 
 
 def test_recursive_functions_are_refused() -> None:
