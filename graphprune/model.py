@@ -162,17 +162,23 @@ class Model:
                 known.update(name for name in node.output if name)
         return frozenset(known)
 
-    def array(self, name: str) -> Array:
-        """The value of a constant tensor: an initialiser, or computed from initialisers."""
+    def array(self, name: str, known: dict[str, Array] | None = None) -> Array:
+        """The value of a constant tensor: an initialiser, or computed from initialisers.
+
+        ``known`` are values that need not be computed; those that had to be are added.
+        """
         if name in self.initializers:
             return external.array(self.initializers[name])
+        values = {} if known is None else known
+        if name in values:
+            return values[name]
         needed, waiting = {name}, [name]
         while waiting:
             node = self.nodes[self.producer[waiting.pop()]]
             sources = {n for n in node.input if n and n not in self.initializers} - needed
+            sources -= values.keys()
             needed |= sources
             waiting += sorted(sources)
-        values: dict[str, Array] = {}
         for index in sorted({self.producer[n] for n in needed}):
             values |= self._evaluated(self.nodes[index], needed, values)
         return values[name]

@@ -41,6 +41,9 @@ MODELS = {
     "Einsum sum": (17, "float[3,6] a", "float[3] y", 'y = Einsum<equation="ij->i">(a)'),
     "BatchNormalization": (15, "float[2,6,3] x, float[6] s, float[6] b, float[6] m, float[6] v",
                            "float[2,6,3] y", "q = Abs(v) y = BatchNormalization(x, s, b, m, q)"),
+    "BatchNormalization training": (15, "float[2,6,3] x, float[6] s, float[6] b, float[6] m, float[6] v",
+        "float[2,6,3] y, float[6] n", "q = Abs(v) y, n, k = BatchNormalization<training_mode=1>"
+        "(x, s, b, m, q)"),
     "InstanceNormalization": (17, "float[2,6,4] x, float[6] s, float[6] b", "float[2,6,4] y",
                               "y = InstanceNormalization(x, s, b)"),
     "GroupNormalization 18": (18, "float[1,8,4] x, float[4] s, float[4] b", "float[1,8,4] y",

@@ -5,24 +5,31 @@ from __future__ import annotations
 import numpy as np
 
 from graphprune.relations import Role
-from graphprune.rules.op import Op, RefusedError, Table
+from graphprune.rules.op import Op, Table
 
 table = Table()
 
 
 @table.rule("BatchNormalization")
 def batch_normalization(op: Op) -> None:
-    """Per channel; scale, bias, mean and variance each hold one number per channel."""
+    """Per channel; scale, bias, mean and variance each hold one number per channel.
+
+    In training mode statistics are the batch's, over all axes but the channels'.
+    """
     x, y = op.input(0), op.output()
-    if op.attr("training_mode", 0):
-        raise RefusedError("training mode takes the batch's statistics at run time")
-    op.in_place(0)
     channel = x[min(1, x.rank - 1)]
     op.same(x, y)
     op.scale(1, channel)
-    op.scale(4, channel, Role.VARIANCE)
     for index in (2, 3):
         op.tie(op.input(index)[0], channel)
+    if not op.attr("training_mode", 0):
+        op.in_place(0)
+        return op.scale(4, channel, Role.VARIANCE)
+    op.tie(op.input(4)[0], channel)
+    op.shift(*(axis for axis in x if axis.index != channel.index))
+    for statistic in op.y[1:]:
+        if statistic is not None:
+            op.tie(statistic[0], channel)
 
 
 @table.rule("InstanceNormalization")

@@ -25,6 +25,7 @@ from graphprune_passes.separate_fills import SeparateFills
 from graphprune_passes.separate_vectors import SeparateVectors
 from graphprune_passes.settle_reads import SettleReads
 from graphprune_passes.share_vectors import ShareVectors
+from graphprune_passes.store_statistics import StoreStatistics
 
 plugin = Plugin(
     name="builtin",
@@ -33,6 +34,7 @@ plugin = Plugin(
         OpenBodies,
         LiftConstants,
         OpenSequences,
+        StoreStatistics,
         JoinWeights,
         NameStates,
         SeparateFills,
@@ -57,6 +59,7 @@ plugin = Plugin(
         OpenBodies(),
         LiftConstants(),
         OpenSequences(),
+        StoreStatistics(),
         JoinWeights(),
         NameStates(),
         SeparateFills(),
