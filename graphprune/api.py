@@ -35,7 +35,7 @@ from graphprune.replay import replayed
 from graphprune.result import Result
 from graphprune.search import best_weights, error_on, settled_blocks, smallest_within
 from graphprune.storage import load, source_bytes
-from graphprune.study import Study, study
+from graphprune.study import Study, announced, study
 from graphprune.summing import sum_up
 from graphprune.targets import choose
 from graphprune.unconstrained import carried_over, chosen, opened, widened
@@ -99,7 +99,9 @@ def prune_each(
     judged = clock("score", lambda progress: judge(studied, first, progress))
     error_of = error_on(studied)
     for each, output in zip(asked, outputs, strict=True):
-        yield _one_of_several(studied, judged, replace(first, **each), output, error_of, clock)
+        own = replace(first, **each)
+        label = f"{', '.join(f'{value:g}' for value in each.values())}: "
+        yield _one_of_several(studied, judged, own, output, error_of, clock, label)
 
 
 def _one_of_several(
@@ -109,8 +111,9 @@ def _one_of_several(
     output: Path | None,
     error_of: Callable[[Model], float],
     shared: Clock,
+    label: str,
 ) -> tuple[Result | GraphPruneError, float | None]:
-    clock = Clock(shared.stage)
+    clock = Clock(shared.stage, label)
     try:
         result = _pruned(studied, judged, options, clock)
     except MISSED as failure:
@@ -173,7 +176,11 @@ def _studied(
         )
     if wanted and needed:
         clock("plan", lambda _: rehearse(prepared, options))
-    studied = clock("calibrate", lambda progress: study(plain, options, progress))
+    if needed:
+        more = announced(plain, options)
+        studied = clock("calibrate", lambda progress: study(plain, options, progress), more)
+    else:
+        studied = study(plain, options)
     if prepared is not plain:
         studied = carried_over(studied, prepared)
     return replace(studied, notes=(*notes, *studied.notes)), options

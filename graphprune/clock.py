@@ -1,4 +1,4 @@
-"""Seconds per named stage, each shown on the caller's progress display."""
+"""Seconds per named stage, each announced on the caller's progress display."""
 
 from __future__ import annotations
 
@@ -13,19 +13,43 @@ Progress = Callable[[float], None]
 Stage = Callable[[str], AbstractContextManager[Progress]]
 Done = TypeVar("Done")
 OTHER = "other"
+# What people read while a stage runs; of one that is not here, its name.
+DOING = {
+    "load": "reading the model",
+    "analyse": "analysing the graph",
+    "time": "timing the model",
+    "plan": "planning",
+    "calibrate": "calibrating",
+    "score": "scoring units",
+    "search": "trying plans",
+    "blocks": "weighing residual blocks",
+    "pace": "timing plans",
+    "ranks": "weighing layers of lower rank",
+    "unconstrained": "trying plans with selectors",
+    "cut": "cutting",
+    "verify": "verifying the cut",
+    "repair": "repairing",
+    "refine": "tuning as a whole",
+    "order": "putting channels in order",
+    "measure": "measuring",
+    "save": "writing",
+}
 
 
 class Clock:
-    """Seconds per named stage; each stage also shows on the caller's progress display."""
+    """Seconds per named stage; each stage is also announced on the caller's progress display, with
+    the ``label`` of what the clock is for before it."""
 
-    def __init__(self, stage: Stage | None) -> None:
+    def __init__(self, stage: Stage | None, label: str = "") -> None:
         self.stage = stage or (lambda name: nullcontext(silent))
+        self.label = label
         self.seconds: dict[str, float] = {}
         self.start = time.perf_counter()
 
-    def __call__(self, name: str, work: Callable[[Progress], Done]) -> Done:
+    def __call__(self, name: str, work: Callable[[Progress], Done], more: str = "") -> Done:
+        """Do ``work``; ``more`` is said of it beside what the stage is called."""
         start = time.perf_counter()
-        with self.stage(name) as progress:
+        with self.stage(f"{self.label}{DOING.get(name, name)}{more}") as progress:
             done = work(progress)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
         return done

@@ -18,7 +18,7 @@ from graphprune.pace import device_of
 from graphprune.prepared import Prepared, analyse
 from graphprune.report.blocks import BlockRow, Depth
 from graphprune.storage import load, source_bytes
-from graphprune.study import block_evidence, study
+from graphprune.study import announced, block_evidence, study
 from graphprune.tables import Table
 from graphprune.targets import choose
 
@@ -45,7 +45,8 @@ def depth(
     kept = tuple(b.name for b, one in zip(analysis.blocks, free, strict=True) if not one)
     if not free.any():
         return Depth((), kept, "nothing", (), clock.spent())
-    studied = clock("calibrate", lambda progress: study(prepared, options, progress))
+    more = announced(prepared, options)
+    studied = clock("calibrate", lambda progress: study(prepared, options, progress), more)
     assert studied.inputs is not None
     found = clock("score", lambda progress: block_evidence(studied, progress))
     times = clock("time", lambda _: _latencies(prepared, options)) if options.measure else None

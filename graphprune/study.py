@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from graphprune.calibrate.choose import Calibration, calibration
-from graphprune.calibrate.preprocess import Preprocess
+from graphprune.calibrate.choose import Calibration, calibration, usual_count
+from graphprune.calibrate.preprocess import Preprocess, picture_inputs
 from graphprune.coupling import Group, Mask
 from graphprune.criteria import Criterion, Scores
 from graphprune.criteria.bypassed import BlockEvidence, weigh_blocks
@@ -59,6 +60,16 @@ def study(prepared: Prepared, options: Options, progress: Progress = silent) -> 
         progress=progress,
     )
     return replace(studied, inputs=inputs, notes=inputs.notes)
+
+
+def announced(prepared: Prepared, options: Options) -> str:
+    """What calibration is about to look at, for people who wait."""
+    if options.calib is not None and str(options.calib) != "none":
+        return f" on {Path(options.calib).name}"
+    analysis = prepared.analysis
+    macs = analysis.cost.of(analysis.nothing_removed).macs
+    kind = "pictures" if picture_inputs(analysis.model.closed, analysis.shapes) else "inputs"
+    return f" on {options.samples or usual_count(macs)} made-up {kind}"
 
 
 def evidence(

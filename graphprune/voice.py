@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,23 @@ class Voice:
         self.as_json: bool = given["as_json"]
         self.quiet: bool = given["quiet"]
         self.per_operator: bool = given.get("per_operator", False)
+        self._said = ""
 
     def stage(self, name: str) -> AbstractContextManager[Callable[[float], None]]:
-        """A progress bar on a terminal, nothing elsewhere; what it gives takes the share done."""
-        if self.quiet or not sys.stderr.isatty():
-            return nullcontext(lambda share: None)
-        return self._bar(name)
+        """A progress bar on a terminal, a line elsewhere; what it gives takes the share done."""
+        if not self.quiet and sys.stderr.isatty():
+            return self._bar(name)
+        if not self.quiet:
+            self._line(name)
+        return nullcontext(lambda share: None)
+
+    def _line(self, name: str) -> None:
+        """Once where a stage comes twice in a row."""
+        if name == self._said:
+            return
+        self._said = name
+        with suppress(OSError):  # a log that nobody reads any more is no reason to stop working
+            click.echo(f"graphprune: {name} …", err=True)
 
     @staticmethod
     @contextmanager

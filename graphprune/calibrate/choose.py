@@ -22,6 +22,7 @@ from graphprune.runtime import Feeds
 from graphprune.shapes import Shapes
 
 MOST, LEAST = 512, 64  # samples where nobody says how many
+FEW = 32  # of the user's own: less says little of what a layer reads
 WORK = 5e11  # MACs that one run over all samples may take
 MATCHING_WORK = 1.5e13  # MACs that matching may take: each step costs about three runs,
 RUNS_PER_STEP = 3.2
@@ -60,7 +61,7 @@ def calibration(
 ) -> Calibration:
     """The user's samples, else synthesised ones; these are matched to the statistics that
     BatchNormalization stored, where it is still in the graph. ``macs`` are those of one sample."""
-    most = count or int(np.clip(WORK / max(macs, 1.0), LEAST, MOST))
+    most = count or usual_count(macs)
     samples = open_samples(given, model, shapes, most, seed, preprocess)
     notes: tuple[str, ...] = ()
     made_up = None
@@ -68,11 +69,21 @@ def calibration(
         samples, notes = _matched(samples, model, shapes, macs, cache, seed, progress)
         pictures = picture_inputs(model, shapes)
         made_up = pictures[0] if len(pictures) == 1 else None
+    elif samples.count < FEW:
+        notes = (
+            f"{samples.count} calibration inputs are few (--calib, --samples): 200 to 500 are "
+            "recommended, no labels needed",
+        )
     chunk = min(LARGEST_CHUNK, max(1, -(-samples.count // CHUNKS)))
     feeds = Chunked(samples, model, chunk)
     if not len(feeds):
         raise ModelError("there are no calibration inputs", samples.source)
     return Calibration(feeds, most, samples.source, samples.key, notes, made_up)
+
+
+def usual_count(macs: float) -> int:
+    """Samples where nobody says how many, of a model with so many MACs."""
+    return int(np.clip(WORK / max(macs, 1.0), LEAST, MOST))
 
 
 def _matched(
