@@ -72,7 +72,8 @@ class Analysis:
 
 @dataclass(frozen=True)
 class PinnedReason:
-    """Why some parameter axes stay: the reason, where, and what share of the MACs they hold."""
+    """Why some parameter axes stay: the reason, where, and what share of the MACs they touch: those
+    of operators whose rows or columns they are, half for each, so that reasons add up."""
 
     reason: str
     where: str

@@ -70,8 +70,8 @@ def prune(
     studied, wanted = _studied(model, output, wanted, clock)
     judged = clock("score", lambda progress: judge(studied, wanted, progress))
     result = _pruned(studied, judged, wanted, clock)
-    clock("save", lambda _: write_result(result, result.made, output, plan_out))
-    return replace(result, seconds=clock.spent())
+    replaced = clock("save", lambda _: write_result(result, result.made, output, plan_out))
+    return replace(result, seconds=clock.spent(), replaced=replaced)
 
 
 def prune_each(
@@ -119,8 +119,8 @@ def _one_of_several(
     except MISSED as failure:
         return failure, None
     error = clock("measure", lambda _: error_of(result.made)) if options.measure else None
-    clock("save", lambda _: write_result(result, result.made, output, None))
-    return replace(result, seconds=clock.spent()), error
+    replaced = clock("save", lambda _: write_result(result, result.made, output, None))
+    return replace(result, seconds=clock.spent(), replaced=replaced), error
 
 
 def plan(prepared: Prepared, options: Options) -> tuple[Plan, Decision]:
@@ -256,5 +256,5 @@ def apply(
     target = choose(studied.prepared.registry.targets, "generic")
     done = carry_out(studied, made, Decision(removed, target), given, clock)
     result = sum_up(studied, done, given, clock)
-    clock("save", lambda _: write_result(result, done.model, output, None))
-    return replace(result, seconds=clock.spent())
+    replaced = clock("save", lambda _: write_result(result, done.model, output, None))
+    return replace(result, seconds=clock.spent(), replaced=replaced)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from graphprune.analysis import Scope
 from graphprune.api import analyse, registry
+from graphprune.cost import KINDS, Costs, whole
 from graphprune.errors import UsageError
 from graphprune.interface import fitted_sizes
 from graphprune.prepared import Prepared
@@ -81,13 +81,17 @@ def compare(
     document = {
         "schema": "graphprune.compare/1",
         "graphprune": __version__,
-        "a": {**asdict(costs[0]), **_of_file(first), "operators": dict(kinds[0])},
-        "b": {**asdict(costs[1]), **_of_file(second), "operators": dict(kinds[1])},
+        "a": {**_counted(costs[0]), **_of_file(first), "operators": dict(kinds[0])},
+        "b": {**_counted(costs[1]), **_of_file(second), "operators": dict(kinds[1])},
         "same_interface": signatures[0] == signatures[1],
         "relative_difference": error,
         "weights": [{"name": n, "a": x, "b": y} for n, x, y in changed],
     }
     return rows, document
+
+
+def _counted(costs: Costs) -> dict[str, float]:
+    return {kind: whole(costs.of(kind)) for kind in KINDS}
 
 
 def _of_file(side: Prepared) -> dict[str, int]:

@@ -148,6 +148,12 @@ class CostModel:
         return np.asarray(self.width.T @ used.astype(np.float64) > 0)
 
 
+def whole(value: float) -> float:
+    """A count as an integer where it is one: costs are summed in floats."""
+    nearest = round(value)
+    return nearest if abs(nearest - value) <= 1e-9 * abs(value) else value
+
+
 def count_params(model: Model) -> float:
     """Elements of all weights, float or quantised to 8 bits and fewer, counted on the model."""
     floats = (t for t in model.initializers.values() if t.data_type in WEIGHT_TYPES)

@@ -66,7 +66,7 @@ def settled_ranks(
         return replace(way, note=f"ranks: {usual}")
     alone = usual.decided(studied, options, weights)
     if alone.missed and not both.missed:
-        return replace(way, note="ranks: channels alone miss the budget")
+        return replace(way, note=f"ranks: {_others(options)} alone miss the budget")
     return _better(studied, (usual, alone), (way, both), options)
 
 
@@ -80,18 +80,18 @@ def _better(
     fit, near = held_out(studied, options)
     models = [carried(fit, way.judged, decision, options) for way, decision in (usual, other)]
     before, after = map(near, models)
-    shares = usual[0].share, other[0].share
+    shares, others = (usual[0].share, other[0].share), _others(options)
     if shares[0] is not None and shares[1] is not None:
-        said = f"{shares[1]:.3f} of the MACs against {shares[0]:.3f} by channels alone"
+        said = f"{shares[1]:.3f} of the MACs against {shares[0]:.3f} by {others} alone"
         better = shares[1] < shares[0]
     else:
-        said = f"{compared(after, before)} by channels alone"
+        said = f"{compared(after, before)} by {others} alone"
         better = clearly_nearer(after, before)
     if not better:
         return _refused(usual[0], f"not clearly better: {said}")
     race = track(studied.prepared, options)(models[0], models[1])
     if race.lost:
-        return _refused(usual[0], f"slower: {race}, with a {said}")
+        return _refused(usual[0], f"slower: {race}, with {said}")
     return replace(other[0], note=f"ranks: {said}; {race}")
 
 
@@ -102,7 +102,9 @@ def _alone(
     weights: Mapping[int, float] | None,
     progress: Progress,
 ) -> Way | str:
-    """The way of channels alone, or why there is none."""
+    """The way of all other units alone, or why there is none."""
+    if not studied.prepared.analysis.coupling.groups:
+        return "nothing else may leave"
     judged = replace(way.judged, ranks=None)
     share, found = way.share, None
     try:
@@ -113,10 +115,15 @@ def _alone(
         else:
             decide(studied.prepared, judged, options, None, share, weights)
     except (NothingPrunableError, TargetError):
-        return "channels alone do not reach the budget"
+        return f"{_others(options)} alone do not reach the budget"
     if found is not None and _too_slow(found, options) and not _too_slow(way.found, options):
-        return "channels alone do not reach the latency"
+        return f"{_others(options)} alone do not reach the latency"
     return Way(judged, share, found)
+
+
+def _others(options: Options) -> str:
+    """What else may leave, as the user named it."""
+    return " and ".join(kind for kind in options.units if kind != "ranks")
 
 
 def _too_slow(found: Paced | None, options: Options) -> bool:

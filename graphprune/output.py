@@ -58,8 +58,9 @@ def write_result(
     done: Model,
     output: str | Path | None,
     plan_out: str | Path | None,
-) -> None:
-    """Write plan and model, both or neither."""
+) -> bool:
+    """Write plan and model, both or neither; whether an earlier model was replaced."""
+    replaced = output is not None and Path(output).exists()
     if plan_out is not None and output is not None:
         with written_beside(Path(plan_out), result.plan.to_json()):
             save(done, output)
@@ -68,6 +69,7 @@ def write_result(
             pass
     elif output is not None:
         save(done, output)
+    return replaced
 
 
 @contextmanager

@@ -42,6 +42,7 @@ class Point:
     latency_ratio: float | None = None  # over the original's
     error: float | None = None  # of the outputs, relative; see ``Sweep.error_on``
     output: Path | None = None
+    replaced: bool = False  # an earlier file
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     failure: GraphPruneError | None = None
@@ -94,6 +95,7 @@ class Result:
     interface: tuple[Reshaped, ...] = ()  # graph inputs and outputs that lost slots
     inexact: tuple[Inexact, ...] = ()  # groups that lost units under statistics
     cleaned: Cleaned | None = None  # what the lossless clean-up did, where it was asked for
+    replaced: bool = False  # whether what was written took the place of an earlier file
 
     @cached_property
     def model(self) -> onnx.ModelProto:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from graphprune.analysis import inexact, pinned_reasons
+from graphprune.batch_norm import batch_norms
 from graphprune.carry_out import Made
 from graphprune.clock import Clock
-from graphprune.cost import count_params
+from graphprune.cost import count_params, whole
 from graphprune.errors import AccuracyGateError, LatencyGateError
 from graphprune.interface import reshaped
 from graphprune.model import Model, label
@@ -20,6 +21,7 @@ from graphprune.study import Study
 from graphprune.validate import Verdict, measure, scorer_of
 
 NOTHING_IDLE = "lossless: nothing here is dead, constant or a duplicate; the model is as given"
+STRANGE = 1.0  # largest output difference from which on the result is another function
 NO_BUDGET = "no budget was given: nothing else left; --target-flops 0.5 asks for half of the MACs"
 
 
@@ -81,6 +83,7 @@ def sum_up(
             *pace,
             *studied.notes,
             *unlost,
+            *_strange_note(made, verdict, options),
         ),
         clock.seconds,
         None if studied.inputs is None else studied.inputs.source,
@@ -111,6 +114,31 @@ def _shared_note(prepared: Prepared, made: Made) -> list[str]:
         return []
     first = label(model.nodes[nodes[0]])
     return [f"{len(nodes)} operators whose weights others read too are not repaired: {first!r} ..."]
+
+
+def _strange_note(made: Made, verdict: Verdict, options: Options) -> list[str]:
+    """The cut was proved, but what it removed may be missed: what may help, of what was not done.
+    Where accuracy was scored, that says it better."""
+    difference = verdict.output_difference
+    if difference is None or difference < STRANGE or verdict.accuracy is not None:
+        return []
+    if not made.decision.removed.any():
+        return []
+    helps = ["a larger share"] if not options.unbudgeted else []
+    if made.studied.inputs is None:
+        helps += ["inputs to look at (the default --criterion and --repair, not --fast)"]
+    else:
+        helps += ["samples of your own (--calib)"] if options.calib is None else []
+        helps += [] if made.plan.options.get("refine") else ["--refine 80"]
+    original = made.studied.prepared.original
+    convolutions = any(node.op_type == "Conv" for node in original.nodes)
+    if convolutions and options.calib is None and not batch_norms(original):
+        helps += ["an export that keeps BatchNormalization"]
+    return [
+        f"the cut is verified, but on random inputs the outputs are as far from the original's as "
+        f"these are large ({difference:.3g}): the result hardly resembles the original there. "
+        f"--eval says what that is worth on your data. What may help: {', '.join(helps)}"
+    ]
 
 
 def _blocks_note(plan: Plan) -> list[str]:
@@ -163,19 +191,19 @@ def _summaries(prepared: Prepared, made: Made, verdict: Verdict) -> tuple[Summar
     accuracy = verdict.accuracy or (None, None)
     return (
         Summary(
-            before.macs,
-            before.params,
+            whole(before.macs),
+            whole(before.params),
             prepared.original_bytes,
             latency[0],
             accuracy[0],
-            before.memory,
+            whole(before.memory),
         ),
         Summary(
-            after.macs,
-            count_params(made.model) if made.repairs or prepared.cleaned else after.params,
+            whole(after.macs),
+            whole(count_params(made.model) if made.repairs or prepared.cleaned else after.params),
             made.model.stored_bytes,
             latency[1],
             accuracy[1],
-            after.memory,
+            whole(after.memory),
         ),
     )

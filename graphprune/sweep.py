@@ -83,6 +83,7 @@ def _point(
         None if ratio is None else ratio[0],
         error,
         output,
+        outcome.replaced,
         outcome.notes,
         outcome.seconds,
         held_back=held_back_of(outcome),

@@ -145,7 +145,7 @@ def chosen(
                 less = "" if rival is first else f", with {rival.chosen.share:.3f} of the MACs"
                 note = f"unconstrained: {rival.said(usual)}; {race}{less}"
                 return replace(rival.chosen, studied=_noted(field.wide, note))
-            lost = lost or f"slower: {race}, with a {rival.said(usual)}"
+            lost = lost or f"slower: {race}, with {rival.said(usual)}"
             rival = _smaller(rival, race, field.fit(fit), near, options)
     return _refused(constrained, lost)
 

@@ -75,4 +75,5 @@ class Voice:
             wide = None if terminal.isatty() else 120
             console = Console(file=terminal, width=wide, highlight=False)
             console.print(result_table(result, self.per_operator))
-            console.print(Text(f"written: {output}", style="bold"), soft_wrap=True)
+            written = f"written: {output}{' (replaced)' if result.replaced else ''}"
+            console.print(Text(written, style="bold"), soft_wrap=True)

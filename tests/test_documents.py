@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
-from command_line import QUICK, Run, read_json
+from command_line import HALF, QUICK, Run, read_json
 
 from graphprune import clock
 from graphprune.clock import OTHER, Clock
+from graphprune.cost import whole
 
 USAGE = Path(__file__).parents[1] / "docs" / "usage.md"
 
@@ -24,6 +26,41 @@ def test_every_key_is_documented(run: Run, small: Path) -> None:
     for side in ("before", "after"):
         assert document[side]["memory"] > 0
     assert document["lossless"]["dead"] == 0
+
+
+def counts(value: Any, keys: set[str]) -> Iterator[object]:
+    """What stands under ``keys``, however deep."""
+    for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+        if key in keys and not isinstance(entry, dict):
+            yield entry
+        elif isinstance(entry, dict | list):
+            yield from counts(entry, keys)
+
+
+@pytest.mark.parametrize("command", ["prune", "inspect", "compare", "sweep"])
+def test_counts_are_integers(run: Run, small: Path, command: str) -> None:
+    others = {"prune": HALF, "compare": [small], "sweep": ["--targets", "0.6", *QUICK]}
+    document = read_json(run(command, small, *others.get(command, []), "--json").out)
+    shares = {"ratio", "pinned", "options"}
+    document = {key: document[key] for key in document.keys() - shares}
+    found = list(counts(document, {"macs", "params", "bytes", "memory", "samples", "units"}))
+    assert len(found) >= 6
+    assert {type(value) for value in found} == {int}
+
+
+def test_a_fraction_stays_one() -> None:
+    assert (whole(3.0), whole(3 * (1 / 3)), whole(2.5)) == (3, 1, 2.5)
+    assert type(whole(7.000000000001)) is int
+
+
+def test_what_was_replaced_is_said(run: Run, small: Path) -> None:
+    first, second = (run(small, *HALF, "--no-measure", "--json") for _ in range(2))
+    assert [read_json(ran.out)["replaced"] for ran in (first, second)] == [False, True]
+    assert not first.err.endswith("(replaced)\n")
+    assert second.err.endswith("model.pruned.onnx (replaced)\n")
+    sweep = ("sweep", small, "--targets", "0.6", "--fast", "--no-measure")
+    assert "(replaced)" not in run(*sweep).out
+    assert "(replaced)" in run(*sweep).out
 
 
 def test_seconds_add_up(run: Run, small: Path) -> None:

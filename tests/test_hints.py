@@ -9,6 +9,8 @@ from command_line import Run
 
 NEXT = {
     "a model for a plan": ("apply MODEL MODEL", ["not JSON", "MODEL PLAN", "--plan-out"]),
+    "a command mistyped": ("inspct MODEL", ["no command 'inspct'", "`graphprune inspect`"]),
+    "a command of nothing": ("magic MODEL", ["no command 'magic'", "graphprune --help"]),
     "no plan": ("apply MODEL nothing.json", ["cannot read the plan", "--plan-out"]),
     "other JSON": ("apply MODEL JSON", ["not a plan", "--plan-out"]),
     "an axis too many": ("explain MODEL c0:7", ["no axis 7", "[16, 3, 3, 3]"]),

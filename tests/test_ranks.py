@@ -124,6 +124,8 @@ def test_two_layers_must_not_take_longer_than_channels_alone(tmp_path: Path, cos
     assert len(said) == 1
     if cost:
         assert said[0].startswith("--units ranks refused: slower: ")
+        assert "ms, with distortion of the outputs " in said[0]
+        assert said[0].endswith(" by channels and heads alone")
         assert both.model == alone.model
         assert not ranks_of(both.plan)
     else:
@@ -172,8 +174,14 @@ def test_what_channels_alone_cannot_reach_is_left_to_ranks(allow_miss: bool) -> 
     both = pruned(source, allow_miss=allow_miss)
     assert ranks_of(both.plan)
     assert both.after.macs <= 0.5 * both.before.macs
-    assert any(note.startswith("ranks: channels alone ") for note in both.notes)
+    assert any(note.startswith("ranks: channels and heads alone ") for note in both.notes)
     assert not any("missed" in note for note in both.notes)
+
+
+def test_where_nothing_else_may_leave_that_is_said() -> None:
+    both = pruned(mlp(low), units=("ranks",))
+    assert ranks_of(both.plan)
+    assert "ranks: nothing else may leave" in both.notes
 
 
 def test_too_few_inputs_to_compare_on_are_no_reason_for_two_layers() -> None:

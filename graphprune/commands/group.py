@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+from pathlib import Path
+
 import click
 
+from graphprune.errors import UsageError
 from graphprune.version import __version__
 
 
@@ -14,8 +18,20 @@ class PruneByDefault(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in self.commands:
+            self._check_model(args[0])
             args = ["prune", *args]
         return super().resolve_command(ctx, args)
+
+    def _check_model(self, name: str) -> None:
+        """A word that could be no file's path but a mistyped command is not blamed as a model."""
+        if Path(name).name != name or "." in name or Path(name).exists():
+            return
+        near = difflib.get_close_matches(name, self.commands, n=1)
+        meant = f"Did you mean `graphprune {near[0]}`? " if near else ""
+        raise UsageError(
+            f"there is no command {name!r}, nor a model file of that name",
+            hint=f"{meant}`graphprune --help` lists the commands.",
+        )
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own = {"--help", "-h", "--version"}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphprune.analysis import Analysis, inexact, pinned_reasons
 from graphprune.cleaned import Cleaned
+from graphprune.cost import whole
 from graphprune.coupling import Group
 from graphprune.report.operators import held_back_of
 from graphprune.runtime import Timing
@@ -29,6 +30,7 @@ def result_document(result: Result, model: str | Path, output: str | Path | None
         "graphprune": __version__,
         "model": str(model),
         "output": None if output is None else str(output),
+        "replaced": result.replaced,
         "before": asdict(before),
         "after": asdict(after),
         "ratio": {
@@ -74,10 +76,10 @@ def inspection_document(
         "graphprune": __version__,
         "model": str(model),
         "nodes": len(analysis.model.nodes),
-        "macs": costs.macs,
-        "params": costs.params,
+        "macs": whole(costs.macs),
+        "params": whole(costs.params),
         "bytes": file_bytes,
-        "memory": costs.memory,
+        "memory": whole(costs.memory),
         "prunable_macs_share": analysis.cost.in_reach("macs"),
         "units": analysis.coupling.n_units,
         "groups": [_group(group, analysis, shifting) for group in analysis.coupling.groups],
@@ -114,7 +116,7 @@ def _group(group: Group, analysis: Analysis, shifting: set[int]) -> dict[str, An
         "name": group.name,
         "units": len(group),
         "inexact": group.index in shifting,
-        "macs": analysis.cost.macs_touched(group.units),
+        "macs": whole(analysis.cost.macs_touched(group.units)),
         "axes": [{"tensor": tensor, "axis": axis} for tensor, axis in group.signature],
     }
 

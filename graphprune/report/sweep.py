@@ -79,7 +79,8 @@ def _cells(sweep: Sweep, point: Point, scored: bool) -> list[str]:
     cells = [*head, *shares, fast, "-" if point.error is None else f"{point.error:.3g}"]
     if scored:
         cells.append("-" if after.accuracy is None else f"{after.accuracy:.2%}")
-    return [*cells, "" if point.output is None else point.output.name]
+    written = "" if point.output is None else point.output.name
+    return [*cells, f"{written} (replaced)" if point.replaced else written]
 
 
 def sweep_document(sweep: Sweep, model: str | Path) -> dict[str, Any]:
@@ -95,6 +96,7 @@ def sweep_document(sweep: Sweep, model: str | Path) -> dict[str, Any]:
             {
                 "target": point.target,
                 "output": None if point.output is None else str(point.output),
+                "replaced": point.replaced,
                 "after": None if point.after is None else asdict(point.after),
                 "latency_ratio": point.latency_ratio,
                 "error": point.error,

@@ -1,0 +1,52 @@
+"""What the report says of the numbers in its table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from command_line import HALF, Run
+
+from graphprune import api
+from graphprune.report.terminal import as_text
+from graphprune.result import Result
+from graphprune.validate import Verdict
+
+FOOTNOTE = "the median over pairs of runs in turn"
+
+
+@pytest.fixture
+def result(small: Path) -> Result:
+    return api.prune(small, flops=0.5, fast=True, measure=False)
+
+
+@pytest.mark.parametrize(("ratio", "said"), [(0.5, False), (0.505, False), (0.6, True)])
+def test_a_ratio_unlike_the_quotient_has_a_footnote(
+    result: Result, ratio: float, said: bool
+) -> None:
+    verdict = Verdict(latency=(2.0, 1.0), latency_ratio=(ratio, ratio, ratio))
+    text = as_text(replace(result, verdict=verdict))
+    assert (FOOTNOTE in text) == said
+    assert not said or ("1.67x is the median" in text and "medians is 2.00" in text)
+
+
+def test_what_is_proved_is_the_cut(run: Run, small: Path) -> None:
+    ran = run(small, *HALF)
+    assert "cut verified in ONNX Runtime" in ran.out
+    assert "MACs touched" in ran.out
+
+
+def test_another_function_is_noted(
+    run: Run, small: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = run(small, *HALF)
+    assert "hardly resembles" not in quiet.out
+    monkeypatch.setattr("graphprune.summing.STRANGE", 1e-9)
+    weights = " ".join(run(small, *HALF).out.split())
+    assert "the cut is verified, but" in weights
+    assert "not --fast" in weights and "keeps BatchNormalization" in weights
+    assert "--refine" not in weights
+    seen = " ".join(run(small, "--target-flops", 0.5, "--samples", 40).out.split())
+    assert "--calib" in seen and "--refine 80" in seen
+    assert "hardly resembles" not in run(small).out  # nothing left
