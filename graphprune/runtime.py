@@ -16,6 +16,7 @@ from onnx import helper
 
 from graphprune import external
 from graphprune.errors import EndlessError, ModelError, UsageError
+from graphprune.lookups import index_bounds
 from graphprune.model import PROTOBUF_LIMIT, Array, Model
 from graphprune.shapes import Shapes
 from graphprune.storage import save
@@ -23,17 +24,6 @@ from graphprune.storage import save
 LARGE = 1 << 28  # bytes of weights from which a proof maps them instead of copying them
 RUN_LIMIT = 1800.0  # seconds after which one run of a model is taken to be endless
 Feeds = Mapping[str, Array]
-# Operators of com.microsoft that look rows up: input of indices → input that is the table.
-LOOK_UPS = {
-    "EmbedLayerNormalization": {0: 2, 1: 4, 8: 3},
-    "QEmbedLayerNormalization": {0: 2, 1: 4},
-    "GatherBlockQuantized": {1: 0},
-    "RotaryEmbedding": {1: 2},
-}
-# Operators that hand an index on unchanged to the Gather whose table bounds it.
-INDEX_KEEPERS = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Clip"}
-
-
 # A product with weights of few bits may otherwise round its other input to 8 bits, in blocks.
 IN_FLOATS = ("session.qdq_matmulnbits_accuracy_level", "1")
 
@@ -205,19 +195,21 @@ def _size_hint(runner: Any) -> str:
 
 def random_inputs(model: Model, shapes: Shapes, seed: int = 0) -> dict[str, Array]:
     """Standard normal floats; bytes of any value; integers that the graph asks for, or below the
-    size of the table that they index; true."""
+    size of the table that they index, as floats may; true."""
     rng = np.random.default_rng(seed)
     feeds: dict[str, Array] = {}
     for value in model.inputs:
         dtype = input_dtype(value)
         shape = shapes.inputs[value.name]
-        if dtype.kind == "f":
+        bound = max(2, min(index_bounds(model, shapes, value.name), default=2))
+        if dtype.kind == "f" and bound > 2:  # ids, declared as floats
+            feeds[value.name] = rng.integers(0, bound, shape).astype(dtype)
+        elif dtype.kind == "f":
             feeds[value.name] = rng.standard_normal(shape).astype(dtype)
         elif dtype.kind in "iu" and dtype.itemsize == 1:  # pictures and quantised activations
             span = np.iinfo(dtype)
             feeds[value.name] = rng.integers(span.min, span.max, shape, dtype, endpoint=True)
         elif dtype.kind in "iu":
-            bound = _index_bound(model, shapes, value.name)
             feeds[value.name] = rng.integers(0, bound, shape).astype(dtype)
             if bound == 2:  # a mask, a type or a length rather than an index: ones are always safe
                 feeds[value.name] = np.full(shape, asked_for(model, shapes, value.name), dtype)
@@ -241,32 +233,6 @@ def asked_for(model: Model, shapes: Shapes, name: str) -> int:
             if constant is not None and constant.size == 1:
                 return int(constant.reshape(-1)[0])
     return 1
-
-
-def _index_bound(model: Model, shapes: Shapes, name: str) -> int:
-    return max(2, min(index_bounds(model, shapes, name), default=2))
-
-
-def index_bounds(model: Model, shapes: Shapes, name: str) -> list[int]:
-    """How many rows each of the tables has that the integers of ``name`` look up."""
-    bounds, waiting, seen = [], [name], {name}
-    while waiting:
-        for i, position in model.consumers.get(waiting.pop(), ()):
-            node = model.nodes[i]
-            if node.op_type == "Gather" and position == 1:
-                table = shapes.shape.get(node.input[0])
-                axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-                if table:
-                    bounds.append(table[axis])
-            elif node.domain == "com.microsoft" and position in LOOK_UPS.get(node.op_type, {}):
-                table = shapes.shape.get(node.input[LOOK_UPS[node.op_type][position]])
-                if table:
-                    bounds.append(table[0])
-            elif node.op_type in INDEX_KEEPERS and position == 0:
-                new = [output for output in node.output if output not in seen]
-                seen.update(new)
-                waiting += new
-    return bounds
 
 
 @dataclass(frozen=True)

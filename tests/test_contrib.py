@@ -12,8 +12,8 @@ from graphprune.api import prepare, prune
 from graphprune.check import check_rule
 from graphprune.conformance import run_text
 from graphprune.coupling import couple
+from graphprune.lookups import index_bounds
 from graphprune.rules import relate
-from graphprune.runtime import index_bounds
 from graphprune.shapes import infer
 from graphprune.storage import load
 from tools.contrib_cases import OTHERS, PINNED, model

@@ -14,9 +14,10 @@ from onnxruntime import quantization
 
 from graphprune.api import prepare, prune
 from graphprune.check import LawBrokenError, check_rule
+from graphprune.lookups import index_bounds
 from graphprune.rules import BUILTIN, relate
 from graphprune.rules.op import Op
-from graphprune.runtime import index_bounds, random_inputs, run_session, session
+from graphprune.runtime import random_inputs, run_session, session
 from graphprune.shapes import infer
 from graphprune.storage import load
 from graphprune.unrounded import rounds, unrounded

@@ -17,10 +17,11 @@ import onnx
 from graphprune.coupling import Coupling
 from graphprune.errors import ModelError
 from graphprune.linear import linears
+from graphprune.lookups import index_bounds
 from graphprune.model import Array, Model, captured, label
 from graphprune.repair.row_rules import RULES
 from graphprune.repair.rows import Rows, Step, StopError, alone
-from graphprune.runtime import index_bounds, input_dtype
+from graphprune.runtime import input_dtype
 from graphprune.shapes import Shape, Shapes
 
 PICTURE = 0.9  # correlation of the channels of a graph input that is a picture
@@ -108,8 +109,8 @@ def _started(
     shape = shapes.inputs[value.name]
     lengths = [1] * len(shape)
     kind = input_dtype(value).kind
-    if kind in "iu":
-        bound = max(2, min(index_bounds(model, shapes, value.name), default=2))
+    bound = max(2, min(index_bounds(model, shapes, value.name), default=2))
+    if kind in "iu" or (kind == "f" and bound > 2):
         ids = np.ones(rows) if bound == 2 else rng.integers(0, bound, rows)
         return Rows.of(ids.reshape(rows, *lengths))
     if kind != "f" or not shape:
