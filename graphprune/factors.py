@@ -111,6 +111,7 @@ def directions(model: Model, site: Site, frontier: Frontier, seed: int) -> Direc
         raise ModelError(
             "activations on the calibration inputs are NaN, infinite or too large to be squared",
             f"tensor {site.folded.x!r}",
+            "Give samples with --calib, in the range that the model was trained on.",
         )
     damping = (DAMPING + SCARCE * site.columns / moments.count) * max(variance, 0.0)
     energy, vectors = np.linalg.eigh(moments.xx[0] + damping * (core @ core.T))

@@ -102,7 +102,9 @@ def _pass_name(make: Callable[..., Pass]) -> str:
 
 def _claim(owner: dict[object, str], key: object, name: str) -> None:
     if key in owner:
-        raise UsageError(f"plug-ins {owner[key]!r} and {name!r} both offer {key}")
+        raise UsageError(
+            f"plug-ins {owner[key]!r} and {name!r} both offer {key}", hint="Uninstall one of them."
+        )
     owner[key] = name
 
 
@@ -110,5 +112,9 @@ def _load(entry: EntryPoint) -> Plugin:
     loaded = entry.load()
     plugin = getattr(loaded, "plugin", loaded)
     if not isinstance(plugin, Plugin):
-        raise UsageError(f"entry point {entry.name!r} holds no Plugin", entry.value)
+        raise UsageError(
+            f"entry point {entry.name!r} holds no Plugin",
+            entry.value,
+            "It names a module with `plugin = Plugin(...)`; update that package or uninstall it.",
+        )
     return plugin

@@ -220,7 +220,11 @@ def random_inputs(model: Model, shapes: Shapes, seed: int = 0) -> dict[str, Arra
 
 def input_dtype(value: onnx.ValueInfoProto) -> np.dtype[Any]:
     if not value.type.HasField("tensor_type"):
-        raise ModelError("an input is no tensor", f"input {value.name!r}")
+        raise ModelError(
+            "an input is no tensor",
+            f"input {value.name!r}",
+            "Nothing can be made up for it; export the model with tensors as inputs.",
+        )
     return np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
 
 

@@ -15,7 +15,9 @@ from graphprune.errors import ModelError
 from graphprune.external import Array, chunks
 from graphprune.model import label
 
+ANEW = "Export the model again; if that changes nothing, the exporter is at fault."
 MOST_ELEMENTS = 1 << 40  # of one tensor: beyond any file or memory
+DENSE = "The file is damaged; export it again, with dense weights if the exporter lets you."
 # Attributes that name axes of the first input; ONNX's own inference reads beyond its end where
 # they are out of range.
 AXES = ("axis", "axes", "batch_axis", "time_axis")
@@ -69,7 +71,7 @@ def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 def _check_attributes(node: onnx.NodeProto) -> None:
     names = [attribute.name for attribute in node.attribute]
     if len(set(names)) < len(names):
-        raise ModelError("an attribute is given twice", f"node {label(node)[:300]!r}")
+        raise ModelError("an attribute is given twice", f"node {label(node)[:300]!r}", ANEW)
 
 
 def check_axes(node: onnx.NodeProto, rank: int | None) -> None:
@@ -86,6 +88,7 @@ def check_axes(node: onnx.NodeProto, rank: int | None) -> None:
             raise ModelError(
                 f"{attribute.name} {wrong[0]} is out of range for an input of rank {rank}",
                 f"node {label(node)[:300]!r}",
+                "If sizes were given with --input-shape, check them; else export the model again.",
             )
 
 
@@ -125,6 +128,7 @@ def densify(proto: onnx.ModelProto) -> list[str]:
     names = []
     for sparse in proto.graph.sparse_initializer:
         name = sparse.values.name
+        where = f"tensor {name[:300]!r}"
         names.append(name)
         check_tensor(sparse.values, name)
         check_tensor(sparse.indices, name)
@@ -133,9 +137,11 @@ def densify(proto: onnx.ModelProto) -> list[str]:
         shape = tuple(sparse.dims)
         size = math.prod(shape)
         if values.dtype.kind == "O":
-            raise ModelError("a sparse weight holds text", f"tensor {name[:300]!r}")
+            raise ModelError(
+                "a sparse weight holds text", where, "Weights are numbers; export the model again."
+            )
         if min(shape, default=0) < 0 or size > MOST_ELEMENTS or places.dtype != np.int64:
-            raise ModelError("a sparse weight has no usable shape", f"tensor {name[:300]!r}")
+            raise ModelError("a sparse weight has no usable shape", where, DENSE)
         if places.ndim == 2 and places.shape[1] == len(shape):
             outside = (places < 0) | (places >= np.array(shape))
             flat = np.zeros(len(places), np.int64)
@@ -144,7 +150,7 @@ def densify(proto: onnx.ModelProto) -> list[str]:
         else:
             flat, outside = places, (places < 0) | (places >= size)
         if flat.shape != values.shape or outside.any():
-            raise ModelError("a sparse weight's places lie outside it", f"tensor {name[:300]!r}")
+            raise ModelError("a sparse weight's places lie outside it", where, DENSE)
         dense = np.zeros(size, values.dtype)
         dense[flat] = values
         proto.graph.initializer.append(numpy_helper.from_array(dense.reshape(shape), name))

@@ -29,6 +29,8 @@ from graphprune.sound import check_nodes, check_tensor, densify
 
 WHOLE_BYTES = {kind for kind, bits in ELEMENT_BITS.items() if bits % 8 == 0}
 SMALLEST_OUTSIDE = 1024  # bytes: smaller weights stay in the graph's file
+TWICE = "Every tensor needs a name of its own: rename one, or export the model again."
+MISSING = "A node or a weight is gone or renamed: put it back, or export the model again."
 LARGEST_VERSION = 2**31 - 1
 ALIGNMENT = 4096  # of a weight in the data file, so that it can be mapped
 
@@ -69,7 +71,11 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
     try:
         skeleton = without(proto, ("initializer",))
     except UnicodeDecodeError as error:
-        raise ModelError("a text in the model is not UTF-8", f"{error.reason}") from error
+        raise ModelError(
+            "a text in the model is not UTF-8",
+            f"{error.reason}",
+            "The file is damaged; export it again.",
+        ) from error
     model = Model(skeleton, tensors, data_files, tuple(notes))
     _check(model)
     return model
@@ -305,7 +311,10 @@ def _check_inlined_size(proto: onnx.ModelProto) -> None:
     for key in order:
         sizes[key] = size(functions[key])
     if size(_with_inner(proto.graph.node)) == TOO_MANY:
-        raise ModelError(f"the model's local functions stand for {TOO_MANY:,} operators or more")
+        raise ModelError(
+            f"the model's local functions stand for {TOO_MANY:,} operators or more",
+            hint="Functions that call others again and again make this; export the model flatter.",
+        )
 
 
 def _with_inner(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
@@ -333,7 +342,12 @@ def _sorted(proto: onnx.ModelProto) -> onnx.ModelProto:
         order = list(TopologicalSorter(needs).static_order())
     except CycleError as error:
         cycle = label(nodes[error.args[1][0]])
-        raise ModelError("the graph has a cycle", f"node {cycle!r}") from error
+        raise ModelError(
+            "the graph has a cycle",
+            f"node {cycle!r}",
+            "Something renamed tensors so that a node reads what comes after it: undo that, or "
+            "export the model again.",
+        ) from error
     ordered = [onnx.NodeProto.FromString(nodes[i].SerializeToString()) for i in order]
     del proto.graph.node[:]
     proto.graph.node.extend(ordered)
@@ -349,7 +363,10 @@ def _check_names(proto: onnx.ModelProto) -> None:
     if len(stated) > len(versions):
         raise ModelError("the model declares two opsets of one domain", hint="Export it again.")
     if not 0 < proto.ir_version < LARGEST_VERSION:
-        raise ModelError(f"the model declares no usable IR version: {proto.ir_version}")
+        raise ModelError(
+            f"the model declares no usable IR version: {proto.ir_version}",
+            hint="Export it again, or set `model.ir_version` as onnx.helper.make_model does.",
+        )
     if min(versions.values(), default=0) < 1 or max(versions.values()) > LARGEST_VERSION:
         raise ModelError(
             f"the model declares no usable opset: {versions or 'none'}",
@@ -358,13 +375,14 @@ def _check_names(proto: onnx.ModelProto) -> None:
     stored: set[str] = set()
     for tensor in proto.graph.initializer:
         if tensor.name in stored:
-            raise ModelError(f"the initialiser {tensor.name!r} is stored twice")
+            raise ModelError(f"the initialiser {tensor.name!r} is stored twice", hint=TWICE)
         stored.add(tensor.name)
     written = stored | {value.name for value in proto.graph.input}
     for node in proto.graph.node:
         for name in filter(None, node.output):
             if name in written:
-                raise ModelError(f"tensor {name!r} is written twice", f"node {label(node)!r}")
+                where = f"node {label(node)!r}"
+                raise ModelError(f"tensor {name!r} is written twice", where, TWICE)
             written.add(name)
 
 
@@ -374,13 +392,16 @@ def _check(model: Model) -> None:
     for node in model.nodes:
         for name in (*(n for n in node.input if n), *captured(node)):
             if name not in defined:
-                raise ModelError(f"input {name!r} is produced by nothing", f"node {label(node)!r}")
+                where = f"node {label(node)!r}"
+                raise ModelError(f"input {name!r} is produced by nothing", where, MISSING)
         defined.update(node.output)
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR:
                 check_tensor(attribute.t, label(node))
     for value in model.outputs:
         if value.name not in defined:
-            raise ModelError(f"the graph output {value.name!r} is produced by nothing")
+            raise ModelError(
+                f"the graph output {value.name!r} is produced by nothing", hint=MISSING
+            )
     for name, tensor in model.initializers.items():
         check_tensor(tensor, name)

@@ -69,7 +69,8 @@ def interpolated(counts: Counts, around: list[tuple[int, int]], value: Any) -> f
 def parse(rows: object, where: str) -> dict[str, dict[Counts, float]]:
     """The ``[[latency]]`` tables of a target file. Raises ``UsageError`` where one is malformed."""
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UsageError("`latency` must be a list of tables", where)
+        hint = "Write [[latency]] above each; `graphprune targets measure` does."
+        raise UsageError("`latency` must be a list of tables", where, hint)
     entries: dict[str, dict[Counts, float]] = {}
     for row in rows:
         counts, times = row.get("counts"), row.get("microseconds")

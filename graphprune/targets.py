@@ -138,18 +138,22 @@ def _parse(text: str, where: str) -> Target:
         )
     multiple = data.get("multiple", {})
     if not isinstance(multiple, dict):
-        raise UsageError("`multiple` must be a table of operators", where)
+        hint = "Such as: [multiple], then default = 8 and Conv = 32."
+        raise UsageError("`multiple` must be a table of operators", where, hint)
     fewest = data.get("fewest_steps", 1)
     block, whole = data.get("block", 1), data.get("whole", [])
     numbers = [*multiple.values(), data.get("minimum", 1), fewest, block]
     if not isinstance(whole, list) or not all(isinstance(name, str) for name in whole):
-        raise UsageError("`whole` must be a list of operators", where)
+        raise UsageError("`whole` must be a list of operators", where, 'Such as ["Concat"].')
     balance = data.get("macs_per_element", 0.0)
     if type(balance) not in (int, float) or balance < 0:
-        raise UsageError("macs_per_element must be a number from 0 on", where)
+        hint = "With 0, or without it, MACs alone count."
+        raise UsageError("macs_per_element must be a number from 0 on", where, hint)
     if not all(type(v) is int and v >= 1 for v in numbers):
         raise UsageError(
-            "multiples, minimum, fewest_steps and block must be whole numbers from 1 on", where
+            "multiples, minimum, fewest_steps and block must be whole numbers from 1 on",
+            where,
+            "With 1, or without it, there is no such limit.",
         )
     fusions = data.get("slow_fusions", [])
     if not isinstance(fusions, list) or not set(map(str, fusions)) <= SLOW_FUSIONS:
@@ -158,10 +162,12 @@ def _parse(text: str, where: str) -> Target:
     if not isinstance(rates, dict) or not all(
         type(rate) in (int, float) and rate > 0 for rate in rates.values()
     ):
-        raise UsageError("`rates` must be a table of MACs per microsecond, above 0", where)
+        hint = "Such as: [rates], then Conv = 20000.0."
+        raise UsageError("`rates` must be a table of MACs per microsecond, above 0", where, hint)
     command = data.get("latency_command", "")
     if not isinstance(command, str):
-        raise UsageError("latency_command must be a text", where)
+        hint = 'Such as "ssh board time-onnx".'
+        raise UsageError("latency_command must be a text", where, hint)
     return Target(
         str(data.get("name", Path(where).stem)),
         str(data.get("description", "")),

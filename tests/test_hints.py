@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from command_line import Run
 
+PACKAGE = Path(__file__).parents[1] / "graphprune"
 NEXT = {
     "a model for a plan": ("apply MODEL MODEL", ["not JSON", "MODEL PLAN", "--plan-out"]),
     "a command mistyped": ("inspct MODEL", ["no command 'inspct'", "`graphprune inspect`"]),
@@ -49,3 +52,40 @@ def test_how_to_go_on(run: Run, small: Path, pinned: Path, name: str) -> None:
     assert (ran.code, ran.out) == (2, "")
     missing = [word for word in words if word not in ran.err]
     assert not missing, f"{missing} not in {ran.err!r}"
+
+
+SHOWN = (
+    "sound",
+    "storage",
+    "options",
+    "output",
+    "plan",
+    "plugins",
+    "replay",
+    "sweep",
+    "tables",
+    "targets",
+)
+
+
+def without_a_hint(source: str) -> Iterator[str]:
+    """What errors raised in ``source`` say that have neither three arguments nor a hint."""
+    for node in ast.walk(ast.parse(source)):
+        if not (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)):
+            continue
+        made = node.exc
+        name = ast.unparse(made.func)
+        hinted = len(made.args) > 2 or any(keyword.arg == "hint" for keyword in made.keywords)
+        if name in ("ModelError", "UsageError") and not hinted:
+            yield ast.unparse(made.args[0])
+
+
+@pytest.mark.parametrize("room", SHOWN)
+def test_every_error_about_a_file_or_an_option_says_how_to_go_on(room: str) -> None:
+    assert not list(without_a_hint((PACKAGE / f"{room}.py").read_text()))
+
+
+def test_what_has_no_hint_is_found() -> None:
+    good = "raise ModelError('a', 'b', 'c')\nraise UsageError('d', hint='e')\nraise ValueError('f')"
+    assert not list(without_a_hint(good))
+    assert list(without_a_hint("raise ModelError('g', 'h')")) == ["'g'"]

@@ -13,8 +13,6 @@ of every row the plan that it likes best, and shows what that wins.
 from __future__ import annotations
 
 import argparse
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +28,7 @@ from graphprune.search import Nearness, candidate, held_out
 from graphprune.study import study
 from graphprune.unconstrained import Chosen, field_of, settled
 from graphprune.validate import scorer_of
-from tools.accuracy.cases import CASES, Case
-from tools.benchmark_upscale import CRITERIA
+from tools.benchmark_upscale import Opened, add_options, opened
 
 NAMES = "resnet20_cifar10_bn,fashion_resnet"
 
@@ -71,10 +68,9 @@ RULES: dict[str, tuple[Callable[[Signs], bool], Callable[[Signs], float]]] = {
 }
 
 
-def signs(case: Case, given: argparse.Namespace, copy: Path) -> Iterator[Signs]:
-    """All plans of one case; ``copy`` is the model in a folder of its own."""
-    places = {"work": given.work, "shared": given.shared, "root": Path(__file__).parents[1]}
-    shutil.copy(case.model.format(**places), copy)
+def signs(one: Opened, given: argparse.Namespace) -> Iterator[Signs]:
+    """All plans of one case."""
+    case, copy, places = one.case, one.model, one.places
     data, calib = case.data.format(**places), Path(case.calibration.format(**places))
     for repair in given.repairs.split(","):
         for criterion in given.criteria.split(","):
@@ -139,22 +135,14 @@ def summary(found: Sequence[Signs]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--shared", type=Path, required=True)
-    parser.add_argument("--only", default=NAMES)
-    parser.add_argument("--criteria", default=CRITERIA)
-    parser.add_argument("--repairs", default="obs,none")
-    parser.add_argument("--ratios", default="0.7,0.5")
-    parser.add_argument("--samples", type=int, default=256)
+    add_options(parser, NAMES, "obs,none")
     parser.add_argument("--round-to", type=int, default=4)
     given = parser.parse_args()
     found: list[Signs] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for case in CASES:
-            if case.name in given.only.split(","):
-                for sign in signs(case, given, Path(folder) / f"{case.name}.onnx"):
-                    print(sign, flush=True)
-                    found.append(sign)
+    for one in opened(given):
+        for sign in signs(one, given):
+            print(sign, flush=True)
+            found.append(sign)
     print(summary(found))
 
 

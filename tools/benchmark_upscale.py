@@ -70,11 +70,41 @@ class Row:
         return f"| {' | '.join(cells)} |"
 
 
-def rows(case: Case, given: argparse.Namespace, copy: Path) -> Iterator[Row]:
-    """Every criterion, repair and ratio of one case; ``copy`` is the model in a folder of its own,
-    where what all runs share is kept."""
+@dataclass(frozen=True)
+class Opened:
+    """A case with its places: the model is a copy in a folder of its own, where what all runs share
+    is kept."""
+
+    case: Case
+    model: Path
+    places: dict[str, Path]
+
+
+def opened(given: argparse.Namespace) -> Iterator[Opened]:
+    """The cases that were asked for, one after the other."""
     places = {"work": given.work, "shared": given.shared, "root": Path(__file__).parents[1]}
-    shutil.copy(case.model.format(**places), copy)
+    with tempfile.TemporaryDirectory() as folder:
+        for case in CASES:
+            if case.name in given.only.split(","):
+                copy = Path(folder) / f"{case.name}.onnx"
+                shutil.copy(case.model.format(**places), copy)
+                yield Opened(case, copy, places)
+
+
+def add_options(parser: argparse.ArgumentParser, names: str, repairs: str) -> None:
+    """What says which cases are run, and how; the defaults that differ are given."""
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--shared", type=Path, required=True)
+    parser.add_argument("--only", default=names)
+    parser.add_argument("--criteria", default=CRITERIA)
+    parser.add_argument("--repairs", default=repairs)
+    parser.add_argument("--ratios", default="0.7,0.5")
+    parser.add_argument("--samples", type=int, default=256)
+
+
+def rows(one: Opened, given: argparse.Namespace) -> Iterator[Row]:
+    """Every criterion, repair and ratio of one case."""
+    case, copy, places = one.case, one.model, one.places
     data = (case.quick if given.quick else case.data).format(**places)
     calibration = case.calibration.format(**places)
     for criterion in given.criteria.split(","):
@@ -137,26 +167,18 @@ def summary(found: Sequence[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--shared", type=Path, required=True)
+    add_options(parser, NAMES, REPAIRS)
     parser.add_argument("--by", choices=("macs", "latency"), default="macs")
-    parser.add_argument("--only", default=NAMES)
-    parser.add_argument("--criteria", default=CRITERIA)
-    parser.add_argument("--repairs", default=REPAIRS)
-    parser.add_argument("--ratios", default="0.7,0.5")
-    parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--round-to", type=int)
     parser.add_argument("--quick", action="store_true", help="fewer labelled samples")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     found: list[Row] = []
     print(HEAD.format(by=given.by), flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        for case in CASES:
-            if case.name in given.only.split(","):
-                for row in rows(case, given, Path(folder) / f"{case.name}.onnx"):
-                    print(row, flush=True)
-                    found.append(row)
+    for one in opened(given):
+        for row in rows(one, given):
+            print(row, flush=True)
+            found.append(row)
     if not found:
         sys.exit("nothing was compared")
     text = f"{HEAD.format(by=given.by)}\n" + "\n".join(map(str, found)) + f"\n\n{summary(found)}\n"

@@ -77,7 +77,9 @@ def calibration(
     chunk = min(LARGEST_CHUNK, max(1, -(-samples.count // CHUNKS)))
     feeds = Chunked(samples, model, chunk)
     if not len(feeds):
-        raise ModelError("there are no calibration inputs", samples.source)
+        raise ModelError(
+            "there are no calibration inputs", samples.source, "Give samples with --calib."
+        )
     return Calibration(feeds, most, samples.source, samples.key, notes, made_up)
 
 

@@ -320,7 +320,10 @@ def _descend(
         if progress is not None:
             progress(step / steps)
     if not (np.isfinite(before) and np.isfinite(after) and np.isfinite(pictures).all()):
-        raise ModelError("the model computes no finite numbers on its inputs")
+        raise ModelError(
+            "the model computes no finite numbers on its inputs",
+            hint="Give samples with --calib, or look at weights alone (--fast).",
+        )
     return Matched(pictures[: search.asked], before, after, run.stopped)
 
 

@@ -122,6 +122,7 @@ def observed(linear: Linear, frontier: Frontier, seed: int) -> Moments:
         raise ModelError(
             "activations on the calibration inputs are NaN, infinite or too large to be squared",
             f"tensor {linear.x!r}",
+            "Give samples with --calib, in the range that the model was trained on.",
         )
     return moments
 
