@@ -7,7 +7,7 @@ rows of a matrix, so that statistics and repairs need not know operators.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ Attributes = Mapping[str, Any]
 Weights = Mapping[str, onnx.TensorProto]
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 RECURRENT = ("LSTM", "GRU", "RNN")
+COPY_MARK = "/graphprune_use_"  # stands before the number in names of vectors that had one name
 INNER = "graphprune_rank"  # ends the names of what a layer of lower rank has besides
 
 
@@ -117,15 +118,31 @@ def linears(model: Model, usable: Container[str] | None = None) -> list[Linear]:
     Weights that several nodes read are left out: what repairs one would break the others. With
     ``usable`` names also weights that nodes compute from constants: behind integers or a Cast.
     """
-    found = []
+    found = _found(model, model.initializers if usable is None else usable)
+    return [one for one in found if len(model.consumers[one.weight]) == 1]
+
+
+def shared(model: Model) -> list[tuple[Linear, ...]]:
+    """Nodes that read the same stored weight, in the same way, and that nothing else reads: in node
+    order, and those of one weight together. Biases are of their own."""
+    uses: dict[str, list[Linear]] = {}
+    for one in _found(model, model.initializers):
+        uses.setdefault(one.weight, []).append(one)
+    return [
+        tuple(found)
+        for weight, found in uses.items()
+        if len(model.consumers[weight]) == len(found) > 1
+        and len({(u.kind, u.groups, u.transposed, u.alpha) for u in found}) == 1
+        and found[0].kind not in RECURRENT
+    ]
+
+
+def _found(model: Model, usable: Container[str]) -> Iterator[Linear]:
     for i, node in enumerate(model.nodes):
-        linear = _linear(model, i, node, model.initializers if usable is None else usable)
+        linear = _linear(model, i, node, usable)
         for one in (linear, _of_states(model, linear)):
-            if one is None or len(model.consumers[one.weight]) != 1:
-                continue
-            if not {one.weight, one.bias} & model.output_names:
-                found.append(one)
-    return found
+            if one is not None and not {one.weight, one.bias} & model.output_names:
+                yield one
 
 
 def repairable(model: Model) -> list[Linear]:
@@ -335,8 +352,12 @@ def stored(
 
 
 def _bias_name(model: Model, linear: Linear) -> str:
-    """Of the bias that a node gains; both halves of a recurrent one share it."""
-    return f"{model.nodes[linear.node].input[1]}/graphprune_bias"
+    """Of the bias that a node gains; both halves of a recurrent one share it, and each use of a
+    weight has one of its own."""
+    weight = model.nodes[linear.node].input[1]
+    number = [i for i, _ in model.consumers[weight]].index(linear.node)
+    name = f"{weight}/graphprune_bias"
+    return f"{name}{COPY_MARK}{number}" if number else name
 
 
 def _new_bias(model: Model, linear: Linear, name: str, bias: Array) -> dict[str, onnx.TensorProto]:

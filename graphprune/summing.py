@@ -97,9 +97,10 @@ def sum_up(
 
 def _shared_note(prepared: Prepared, made: Made) -> list[str]:
     """Which operators lost inputs that no repair makes up for: one for one use of the weights would
-    break the others."""
+    break the others, and the repair asked for knows none for all uses."""
     analysis = prepared.analysis
     model = analysis.model
+    repaired = {entry.weight for entry in made.repairs}
     alive = analysis.coupling.alive(made.decision.removed)
     nodes = sorted(
         {
@@ -108,6 +109,7 @@ def _shared_note(prepared: Prepared, made: Made) -> list[str]:
             if not alive[stated.slots].all()
             and (weight := model.nodes[stated.node].input[stated.input]) in model.initializers
             and len(model.consumers[weight]) > 1
+            and weight not in repaired
         }
     )
     if not nodes:

@@ -137,12 +137,12 @@ def test_what_a_relu_hides_need_not_be_matched(
     feeds = [{"x": draw(64, 6, seed=k)} for k in range(5)]
     damage = damaged(prepared, groups, feeds)
     relaxed, _ = reconstruct(damage)
-    site = under_test._site
+    site = under_test.site_of
 
     def blind(*rest: Any) -> Any:
         return replace(site(*rest), rectified=False)
 
-    monkeypatch.setattr(under_test, "_site", blind)
+    monkeypatch.setattr(under_test, "site_of", blind)
     plain, _ = reconstruct(damage)
     assert rectified_error(damage, relaxed) <= rectified_error(damage, plain) * (1 + 1e-6)
 

@@ -39,17 +39,21 @@ class Damage:
 
 @dataclass(frozen=True)
 class Repaired:
-    """One operator's repair; errors are squared, over the variance of its output."""
+    """One operator's repair; errors are squared, over the variance of its output. Of several that
+    share a ``weight`` it says how many ``uses`` there are, and names the first."""
 
     node: str
     how: str
     before: float | None = None
     after: float | None = None
+    weight: str | None = None
+    uses: int = 1
 
     def __str__(self) -> str:
+        how = f"{self.how}, {self.uses} uses of {self.weight}" if self.weight else self.how
         if self.before is None or self.after is None:
-            return f"{self.node}: {self.how}"
-        return f"{self.node}: {self.before:.3g} -> {self.after:.3g} ({self.how})"
+            return f"{self.node}: {how}"
+        return f"{self.node}: {self.before:.3g} -> {self.after:.3g} ({how})"
 
 
 @dataclass(frozen=True)

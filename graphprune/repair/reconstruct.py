@@ -4,13 +4,13 @@ the OBS update, with a ridge towards the sliced weights)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from graphprune.bypass import only_reader, past_blocks, stands_for_sum
-from graphprune.calibrate.samples import HELD_OUT
 from graphprune.frontier import Frontier
 from graphprune.interface import reshaped
 from graphprune.least_squares import Ridged, best_ridge, error
@@ -20,31 +20,29 @@ from graphprune.linear import (
     Matrix,
     repairable,
     rewritten,
+    shared,
     stored,
 )
-from graphprune.model import Array, Model, captured, label
-from graphprune.oracle import sliced
+from graphprune.model import Model, captured, label
 from graphprune.repair.damage import Damage, Repaired
+from graphprune.repair.joint import CONSTANT, Joint
+from graphprune.repair.sites import Site, rows_of, site_of, sums_of
+from graphprune.repair.turns import Uses, turns
 from graphprune.selectors import is_selector
-from graphprune.shapes import Shape
-from graphprune.statistics import Sums, chunk_rows, rows_wanted
-from graphprune.unfold import inputs_at, positions
 
-CONSTANT = 1e-10  # variance over squared mean below which an output does not vary at all
 WIDEST = 12288  # columns of a Gram matrix: a wider operator gets its mean output corrected alone
 AFFINE, BIAS = "affine", "bias"
 STEPS_DIFFER = "the mean of a recurrent operator's gates is that of none of its steps"
+ROOM = 1 << 30  # bytes of Gram matrices that wait for further uses of their weights
 
 
 @dataclass(frozen=True)
-class _Site:
-    """An operator to repair: it is to give ``target``, less ``stream`` that is added to it."""
+class Solved:
+    """New weights of an operator, and the bias of each of its uses that has been seen."""
 
-    linear: Linear
-    target: str | None  # of the original; None: a recurrent node's gates, which no tensor holds
-    stream: str | None  # of the pruned model
-    rectified: bool  # only a Relu reads the target: what is below zero need not be matched
-    original: Linear | None = None  # what computes the gates that are no tensor
+    matrix: Matrix
+    biases: Sequence[Matrix]
+    report: Repaired
 
 
 def reconstruct(damage: Damage, form: str = AFFINE) -> tuple[Model, tuple[Repaired, ...]]:
@@ -52,39 +50,68 @@ def reconstruct(damage: Damage, form: str = AFFINE) -> tuple[Model, tuple[Repair
 
     ``form`` is "affine" (weights and bias) or "bias" (mean outputs alone).
     """
-    work = with_biases(damage.pruned)
+    work = with_biases(damage.pruned, _operators(damage.pruned))
     dirty = dirty_tensors(damage.original, work)
-    todo = [
-        linear
-        for linear in repairable(work)
-        if (linear.x in dirty and not _keeps_all(damage, linear)) or _before_block(work, linear)
+    several = [
+        uses
+        for uses in _operators(work)
+        if any(_in_reach(damage, work, dirty, linear) for linear in uses)
     ]
+    todo = turns(work, several)
     originals = {linear.weight: linear for linear in repairable(damage.original)}
     before = Frontier(damage.original, damage.feeds, damage.memory / 2)
     after = Frontier(work, damage.feeds, damage.memory / 2)
-    left = {linear.node for linear in todo}
-    changed, reports, targets = [], [], set[str | None]()
-    for number, linear in enumerate(todo):
+    left = {linear.node for uses in todo for linear in uses}
+    joints = {uses[0].weight: Joint(uses[0].matrix(work)) for uses in several if len(uses) > 1}
+    waiting = {uses[0].weight for uses in todo if len(uses) == 1 and uses[0].weight in joints}
+    too_wide = _too_wide({weight: joints[weight] for weight in sorted(waiting)})
+    found: dict[str, Solved] = {}
+    seen: dict[str, list[int]] = {}  # weight → the nodes that its biases are of
+    targets = set[str | None]()
+    for number, uses in enumerate(todo):
         damage.progress(number / len(todo))
-        if form == BIAS and linear.kind in RECURRENT:
-            reports.append(
-                Repaired(label(work.nodes[linear.node]), f"not repaired: {STEPS_DIFFER}")
-            )
-            left.discard(linear.node)
+        first = uses[0]
+        if form == BIAS and first.kind in RECURRENT:
+            why = Repaired(label(work.nodes[first.node]), f"not repaired: {STEPS_DIFFER}")
+            found[first.weight] = Solved(np.empty(0), (), why)
+            left.discard(first.node)
             continue
-        site = _site(work, damage.shapes.shape, linear, after, left, originals)
-        before.advance([site.target or linear.x])
-        if not linear.reverse:
-            after.advance([linear.x] + ([site.stream] if site.stream else []))
-        targets.add(site.target)
-        matrix, bias, report = _repaired(damage, work, site, before, after, form)
-        changed.append((linear, matrix, bias))
-        reports.append(report)
-        after.weights |= stored(work, changed[-1], after.weights)
-        left.discard(linear.node)
-    by_weight = {linear.weight: linear for linear in repairable(damage.pruned)}
-    final = [(by_weight[linear.weight], matrix, bias) for linear, matrix, bias in changed]
+        sites = [site_of(work, damage.shapes.shape, k, after, left, originals) for k in uses]
+        before.advance([site.target or site.linear.x for site in sites])
+        if not first.reverse:
+            after.advance([n for s in sites for n in (s.linear.x, s.stream) if n is not None])
+        targets.update(site.target for site in sites)
+        plain = form == BIAS or first.weight in too_wide
+        if first.weight in joints:
+            found[first.weight] = _jointly(
+                damage, work, sites, before, after, plain, joints[first.weight]
+            )
+        else:
+            found[first.weight] = _repaired(damage, work, sites[0], before, after, plain)
+        done = found[first.weight]
+        for linear, bias in zip(uses, done.biases[-len(uses) :], strict=True):
+            after.weights |= stored(work, (linear, done.matrix, bias), after.weights)
+            left.discard(linear.node)
+            seen.setdefault(linear.weight, []).append(linear.node)
+    final = [
+        (linear, found[linear.weight].matrix, found[linear.weight].biases[place])
+        for uses in _operators(damage.pruned)  # in node order, as in ``work``
+        for linear, place in zip(uses, np.argsort(seen.get(uses[0].weight, [])), strict=False)
+    ]
+    reports = [solved.report for solved in found.values()]
     return rewritten(damage.pruned, final), (*reports, *_not_replaced(work, targets))
+
+
+def _operators(model: Model) -> list[Uses]:
+    """All that can be repaired, those that share their weights together."""
+    return [*((linear,) for linear in repairable(model)), *shared(model)]
+
+
+def _in_reach(damage: Damage, work: Model, dirty: set[str], linear: Linear) -> bool:
+    """Whether the cut has changed what the operator reads, or what is to be matched behind it."""
+    if linear.x in dirty and not _keeps_all(damage, linear):
+        return True
+    return _before_block(work, linear)
 
 
 def _not_replaced(model: Model, targets: set[str | None]) -> list[Repaired]:
@@ -117,9 +144,11 @@ def _keeps_all(damage: Damage, linear: Linear) -> bool:
     return bool(damage.alive[states.slots].all())
 
 
-def with_biases(model: Model) -> Model:
-    """The model with a bias of zeros in every linear operator that has none."""
-    bare = [linear for linear in repairable(model) if linear.bias is None]
+def with_biases(model: Model, operators: Sequence[Uses] | None = None) -> Model:
+    """The model with a bias of zeros in every linear operator that has none: all that have weights
+    of their own, unless some are named."""
+    mine = [(one,) for one in repairable(model)] if operators is None else operators
+    bare = [linear for uses in mine for linear in uses if linear.bias is None]
     matrices = [linear.matrix(model) for linear in bare]
     zeros = [np.zeros(matrix.shape[:2]) for matrix in matrices]
     return rewritten(model, list(zip(bare, matrices, zeros, strict=True)))
@@ -144,152 +173,79 @@ def dirty_tensors(original: Model, pruned: Model) -> set[str]:
     return changed
 
 
-def _site(
-    model: Model,
-    shapes: Mapping[str, Shape | None],
-    linear: Linear,
-    after: Frontier,
-    left: set[int],
-    originals: Mapping[str, Linear],
-) -> _Site:
-    """Where to match the original. An operator whose output y is only added to a tensor s that is
-    known already is to give z - s, z being the original's sum: that also corrects what has gone
-    wrong on the other branch, a residual stream for instance. Where blocks have left right behind
-    that, it is to give what they gave (ReplaceMe, arXiv 2505.02819, with the whole operator solved
-    anew in place of a further matrix folded into it).
-    """
-    if linear.y is None:
-        return _Site(linear, None, None, False, originals[linear.weight])
-    target, stream = linear.y, None
-    constants = model.constant_names
-    reader = only_reader(model, linear.y)
-    if reader is not None and reader.op_type == "Add" and not reader.domain:
-        others = [name for name in reader.input if name != linear.y and name not in constants]
-        grown = shapes.get(reader.output[0]) != shapes.get(linear.y)  # it is broadcast
-        if others and not grown and after.reaches(others[0], left):
-            target, stream = reader.output[0], others[0]
-    target = past_blocks(model, target)
-    reader = only_reader(model, target)
-    return _Site(linear, target, stream, reader is not None and reader.op_type == "Relu")
-
-
 def _repaired(
-    damage: Damage, work: Model, site: _Site, before: Frontier, after: Frontier, form: str
-) -> tuple[Matrix, Matrix, Repaired]:
-    """Weights and bias of one operator, and how much nearer to the original they come."""
+    damage: Damage, work: Model, site: Site, before: Frontier, after: Frontier, plain: bool
+) -> Solved:
+    """Weights and bias of one operator, and how much nearer to the original they come; the bias
+    alone where that is to be ``plain``."""
     linear = site.linear
     weights = linear.matrix(work)
     old = linear.offset(work, weights.shape[0] * weights.shape[1])
     name = label(work.nodes[linear.node])
-    if form == BIAS or weights.shape[2] > WIDEST:
+    if plain or weights.shape[2] > WIDEST:
         means = _mean_error(damage, site, before, after, weights, old)
-        return weights, old + means, Repaired(name, "bias")
-    fit, held = _sums(damage, site, before, after)
+        return Solved(weights, (old + means,), Repaired(name, "bias"))
+    fit, held = sums_of(damage, site, before, after)
     everything = fit.merged(held).centred()
     ridge = best_ridge(fit.centred(), held.centred(), weights)
     inputs = Ridged(everything, ridge)
     matrix, bias = inputs.solved(everything, weights)
-    errors = []
+    errors: tuple[float | None, float | None] = None, None
     scale = float(everything.tt.sum())
     if scale > CONSTANT * float(np.square(everything.mean_t).sum()):
-        errors = [error(everything, *pair) / scale for pair in ((weights, old), (matrix, bias))]
+        errors = (
+            error(everything, weights, old) / scale,
+            error(everything, matrix, bias) / scale,
+        )
     if site.rectified:  # what lies below zero on both sides does not count: solve once more
-        relaxed = _sums(damage, site, before, after, (matrix, bias))
+        relaxed = sums_of(damage, site, before, after, (matrix, bias))
         both = replace(relaxed[0].merged(relaxed[1]).centred(), xx=everything.xx)
         matrix, bias = inputs.solved(both, weights)
-    return matrix, bias, Repaired(name, f"ridge {ridge:g}", *errors)
+    return Solved(matrix, (bias,), Repaired(name, f"ridge {ridge:g}", *errors))
 
 
-def _sums(
+def _jointly(
     damage: Damage,
-    site: _Site,
+    work: Model,
+    sites: Sequence[Site],
     before: Frontier,
     after: Frontier,
-    guess: tuple[Matrix, Matrix] | None = None,
-) -> tuple[Sums, Sums]:
-    """Sums over the chunks to fit, and over those held out.
-
-    With a ``guess`` (weights and bias) targets below zero, which a Relu is to hide, are replaced by
-    what the guess gives there, at most zero (after Zhang et al., arXiv 1505.06798, section 2.2);
-    the inputs' own products, which that does not change, are left out.
-    """
-    both: tuple[Sums, Sums] | None = None
-    for chunk in range(after.chunks):
-        for x, targets, streams in _rows(damage, site, before, after, chunk):
-            wanted = targets
-            if guess is not None:
-                now = x @ guess[0].transpose(0, 2, 1).astype(np.float32)
-                now += guess[1][:, None].astype(np.float32)
-                hidden = targets + streams <= 0
-                wanted = np.where(hidden, np.minimum(now, -streams), targets)
-            if both is None:
-                both = (
-                    Sums.empty(x, wanted, gram=guess is None),
-                    Sums.empty(x, wanted, gram=guess is None),
-                )
-            both[chunk % HELD_OUT == HELD_OUT - 1].add(x, wanted)
-    assert both is not None
-    return both
+    plain: bool,
+    joint: Joint,
+) -> Solved:
+    """As ``_repaired``, for uses of one weight, together with those that ``joint`` has seen."""
+    first, weights = sites[0].linear, joint.weights
+    olds = [site.linear.offset(work, weights.shape[0] * weights.shape[1]) for site in sites]
+    uses = [i for i, _ in work.consumers[first.weight]]
+    known = partial(Repaired, label(work.nodes[uses[0]]), weight=first.weight, uses=len(uses))
+    if plain or weights.shape[2] > WIDEST:
+        for site, old in zip(sites, olds, strict=True):
+            means = _mean_error(damage, site, before, after, weights, old)
+            joint.biases.append(old + means)
+        return Solved(weights, tuple(joint.biases), known("bias"))
+    matrix = joint.add(damage, sites, olds, before, after)
+    return Solved(matrix, tuple(joint.biases), known(f"ridge {joint.ridge:g}", *joint.errors))
 
 
-def _rows(
-    damage: Damage, site: _Site, before: Frontier, after: Frontier, chunk: int
-) -> Iterator[tuple[Array, Array, Array]]:
-    """Blocks of inputs, targets for the operator itself, and what is added to it."""
-    linear = site.linear
-    if site.original is not None:
-        yield *_gates(damage, site.original, linear, before, after, chunk), np.zeros((), np.float32)
-        return
-    assert site.target is not None
-    x = after[linear.x][chunk]
-    wanted = before[site.target][chunk]
-    target = sliced({site.target: wanted}, damage.coupling, damage.alive)[site.target]
-    seed = (damage.seed, linear.node, chunk)
-    if site.stream is None:
-        for rows, targets in chunk_rows(linear, x, target, after.chunks, seed):
-            yield rows, targets, np.zeros((), np.float32)
-        return
-    stream = np.broadcast_to(after[site.stream][chunk], target.shape)
-    pairs = zip(
-        chunk_rows(linear, x, target - stream, after.chunks, seed),
-        chunk_rows(linear, x, stream, after.chunks, seed),
-        strict=True,
-    )
-    for (rows, targets), (_, streams) in pairs:
-        yield rows, targets, streams
-
-
-def _gates(
-    damage: Damage, original: Linear, linear: Linear, before: Frontier, after: Frontier, chunk: int
-) -> tuple[Array, Array]:
-    """Inputs of recurrent weights, and the gates that the original computes from its own.
-
-    Recurrent weights are to do with the original's states, as far as these are still there, what
-    they did with all of them: states of the pruned model depend on the very weights in question.
-    """
-    x = before[original.x][chunk]
-    most = max(1, rows_wanted(x.shape[-1]) // before.chunks)
-    where = positions(original, x.shape, most, (damage.seed, linear.node, chunk))
-    rows = inputs_at(original, x, x.shape, where)
-    matrix = original.matrix(damage.original)
-    bias = original.offset(damage.original, matrix.shape[0] * matrix.shape[1])
-    targets = (rows @ matrix.transpose(0, 2, 1) + bias[:, None]).astype(np.float32)
-    _, gates, inputs = damage.coupling.relations.slots.tensors[linear.weight]
-    kept = np.tile(damage.alive[gates.slots], matrix.shape[1] // len(gates))
-    if linear.reverse:
-        return rows[..., damage.alive[inputs.slots]], targets[..., kept]
-    now = after[linear.x][chunk]
-    return inputs_at(linear, now, now.shape, where), targets[..., kept]
+def _too_wide(joints: Mapping[str, Joint]) -> set[str]:
+    """Of weights whose Gram matrices wait for further uses, those for which there is no room."""
+    left, found = ROOM, set()
+    for weight, joint in sorted(joints.items(), key=lambda item: item[1].weights.shape[2]):
+        groups, _, columns = joint.weights.shape
+        left -= 3 * 8 * groups * columns**2
+        if left < 0:
+            found.add(weight)
+    return found
 
 
 def _mean_error(
-    damage: Damage, site: _Site, before: Frontier, after: Frontier, weights: Matrix, bias: Matrix
+    damage: Damage, site: Site, before: Frontier, after: Frontier, weights: Matrix, bias: Matrix
 ) -> Matrix:
     """How far the mean outputs are below the targets' means: [groups, out]."""
     total, count = np.zeros(bias.shape), 0
     narrow = weights.astype(np.float32).transpose(0, 2, 1)
     for chunk in range(after.chunks):
-        for x, targets, _ in _rows(damage, site, before, after, chunk):
+        for x, targets, _ in rows_of(damage, site, before, after, chunk):
             total += (targets - x @ narrow).sum(axis=1, dtype=np.float64)
             count += x.shape[1]
     return total / max(count, 1) - bias

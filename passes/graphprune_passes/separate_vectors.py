@@ -15,10 +15,10 @@ from onnx import numpy_helper
 
 from graphprune.control import is_open
 from graphprune.cost import WEIGHT_TYPES
+from graphprune.linear import COPY_MARK
 from graphprune.model import Model
 from graphprune.pipeline import Arrays, Change, Context, PassResult
 
-COPY_MARK = "/graphprune_use_"
 LARGEST = 1 << 16  # elements of a matrix that is looked into
 
 

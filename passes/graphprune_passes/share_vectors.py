@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import onnx
 
+from graphprune.linear import COPY_MARK
 from graphprune.model import Model, tensor_bytes
 from graphprune.pipeline import Change, Context, PassResult
 from graphprune_passes.lift_constants import rename_inputs
-from graphprune_passes.separate_vectors import COPY_MARK
 
 
 @dataclass(frozen=True)
