@@ -245,6 +245,7 @@ def _convolution(model: Model, common: Linear, attributes: Attributes) -> Linear
 def _gemm(model: Model, common: Linear, attributes: Attributes) -> Linear | None:
     alpha, beta = (float(attributes.get(key, 1.0)) for key in ("alpha", "beta"))
     flat = len(_dims(model, common.weight)) == 2
+    beta = beta if common.bias is not None else 1.0  # of a bias that it may gain
     if alpha == 0 or beta == 0 or attributes.get("transA", 0) or not flat:
         return None
     transposed = bool(attributes.get("transB", 0))
@@ -398,6 +399,10 @@ def _with_bias(node: onnx.NodeProto, bias: str) -> list[onnx.NodeProto]:
         new.output[0] = f"{node.output[0]}/graphprune_product"
         add = helper.make_node("Add", [new.output[0], bias], [node.output[0]], name=f"{bias}_add")
         return [new, add]
+    if node.op_type == "Gemm":  # a factor of the bias that was not there
+        keep = [a for a in node.attribute if a.name != "beta"]
+        del new.attribute[:]
+        new.attribute.extend(keep)
     place = 3 if node.op_type in RECURRENT else 2
     while len(new.input) <= place:
         new.input.append("")

@@ -188,6 +188,7 @@ GEMMS = {
     "alpha": ({"alpha": 0.3, "transB": 1}, (5,)),
     "beta": ({"beta": -2.5}, (5,)),
     "alpha and beta, no bias": ({"alpha": 1.7, "beta": 0.5}, None),
+    "no bias, by beta too": ({"beta": 0.0}, None),
     "one bias for all": ({"beta": 3.0}, (1,)),
     "scalar bias": ({}, ()),
     "bias of rank 2": ({"transB": 1}, (1, 5)),
@@ -333,12 +334,13 @@ def test_recurrent_batch_first_is_left_out() -> None:
 # --- writing back
 
 
-def test_a_bias_is_added_where_there_was_none() -> None:
+@pytest.mark.parametrize("beta", [0.5, 0.0])
+def test_a_bias_is_added_where_there_was_none(beta: float) -> None:
     """Conv, Gemm and MatMul in a row, each moved by a constant."""
     b = Builder()
     x = b.add("Conv", "x", b.constant(draw(4, 3, 3, 3), "conv"))
     x = b.add("Flatten", b.add("GlobalAveragePool", b.add("Relu", x)))
-    x = b.add("Relu", b.add("Gemm", x, b.constant(draw(6, 4), "gemm"), transB=1, beta=0.5))
+    x = b.add("Relu", b.add("Gemm", x, b.constant(draw(6, 4), "gemm"), transB=1, beta=beta))
     y = b.add("MatMul", x, b.constant(draw(6, 5), "product"))
     model = load(b.model({"x": [2, 3, 5, 5]}, {y: [2, 5]}))
     taps = [linear.y for linear in linears(model) if linear.y]
