@@ -181,14 +181,16 @@ def _linear(
         usable = model.initializers
     if node.input[0] in model.constant_names or node.input[1] not in usable:
         return None
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     place = 3 if node.op_type in RECURRENT else 2
     bias = node.input[place] if len(node.input) > place and node.input[place] else None
+    if node.op_type == "Gemm" and attributes.get("beta", 1.0) == 0:
+        bias = None  # whatever stands there; as JAX writes it
     if bias is not None and (bias not in usable or len(model.consumers[bias]) != 1):
         return None
     stored = [model.initializers[n] for n in node.input[1:] if n in model.initializers]
     if any(tensor.data_type == onnx.TensorProto.STRING for tensor in stored):
         return None  # damaged: ONNX Runtime says so
-    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     common = Linear(index, node.op_type, node.input[0], node.input[1], bias, node.output[0], 1)
     return READ[node.op_type](model, common, attributes)
 
@@ -246,7 +248,7 @@ def _gemm(model: Model, common: Linear, attributes: Attributes) -> Linear | None
     alpha, beta = (float(attributes.get(key, 1.0)) for key in ("alpha", "beta"))
     flat = len(_dims(model, common.weight)) == 2
     beta = beta if common.bias is not None else 1.0  # of a bias that it may gain
-    if alpha == 0 or beta == 0 or attributes.get("transA", 0) or not flat:
+    if alpha == 0 or attributes.get("transA", 0) or not flat:
         return None
     transposed = bool(attributes.get("transB", 0))
     outputs = _dims(model, common.weight)[0 if transposed else 1]

@@ -11,6 +11,7 @@ from graphprune_passes.fold_batch_norm import FoldBatchNorm
 from graphprune_passes.fold_masks import FoldMasks
 from graphprune_passes.join_weights import JoinWeights
 from graphprune_passes.lift_constants import LiftConstants
+from graphprune_passes.lower_einsums import LowerEinsums
 from graphprune_passes.name_states import NameStates
 from graphprune_passes.open_bodies import OpenBodies
 from graphprune_passes.open_reads import OpenReads
@@ -36,6 +37,7 @@ plugin = Plugin(
         OpenSequences,
         StoreStatistics,
         JoinWeights,
+        LowerEinsums,
         NameStates,
         SeparateFills,
         SeparateVectors,
@@ -61,6 +63,7 @@ plugin = Plugin(
         OpenSequences(),
         StoreStatistics(),
         JoinWeights(),
+        LowerEinsums(),
         NameStates(),
         SeparateFills(),
         SeparateVectors(),
