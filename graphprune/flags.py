@@ -82,7 +82,7 @@ samples_option = click.option(
     help="Calibration inputs at most.  [default: 64 to 512, by the model's MACs]",
 )
 cache_option = click.option(
-    "--cache/--no-cache", default=True, help="Keep statistics beside the model."
+    "--cache/--no-cache", default=True, show_default=True, help="Keep statistics beside the model."
 )
 
 scope_options = _options(
@@ -144,8 +144,18 @@ place_options = _options(
     ),
 )
 check_options = _options(
-    click.option("--verify/--no-verify", default=True, help="Prove the cut in ONNX Runtime."),
-    click.option("--measure/--no-measure", default=True, help="Latency and output difference."),
+    click.option(
+        "--verify/--no-verify",
+        default=True,
+        show_default=True,
+        help="Prove the cut in ONNX Runtime.",
+    ),
+    click.option(
+        "--measure/--no-measure",
+        default=True,
+        show_default=True,
+        help="Latency and output difference.",
+    ),
     click.option(
         "--eval",
         "eval_data",

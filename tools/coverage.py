@@ -146,8 +146,8 @@ def main() -> int:
             "# Coverage\n\nMade by `python tools/coverage.py --out docs/coverage.md`: every model "
             f"pruned to {given.target_flops:g} of its MACs, or as far as it goes "
             f"({ranked}, `auto` target), each verified in ONNX Runtime. `prunable`: share of "
-            "the MACs not held by a pin. `error`: relative error of law 3. `seconds`: all stages "
-            "with verification.\n\n"
+            "the MACs that some unit touches. `error`: relative error of law 3. `seconds`: all "
+            "stages with verification.\n\n"
         )
         given.out.write_text(head + markdown(rows))
     return int(any(row.failed for row in rows))

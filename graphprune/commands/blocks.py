@@ -30,7 +30,9 @@ from graphprune.voice import Voice
 @protect_option
 @only_option
 @input_shape_option
-@click.option("--measure/--no-measure", default=True, help="The latency of every block.")
+@click.option(
+    "--measure/--no-measure", default=True, show_default=True, help="The latency of every block."
+)
 @cache_option
 @run_options
 @output_options

@@ -87,7 +87,9 @@ def compare(a: Path, b: Path, inputs: Path | None, **given: Any) -> None:
 
 @cli.command()
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--rounds", default=51, show_default=True, type=click.IntRange(5))
+@click.option(
+    "--rounds", default=51, show_default=True, type=click.IntRange(5), help="Runs of each model."
+)
 @input_shape_option
 @run_options
 @output_options

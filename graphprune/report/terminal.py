@@ -95,8 +95,8 @@ def _footnotes(verdict: Verdict) -> list[RenderableType]:
     if abs(quotient / shown - 1) < VISIBLE:
         return []
     text = (
-        f"{shown:.2f}x is the median over pairs of runs in turn; the quotient of the two medians "
-        f"is {quotient:.2f}"
+        f"latency: {shown:.2f}x is the median of ratios, run by run; the ratio of the medians is "
+        f"{quotient:.2f}x"
     )
     return [Text(text, style="dim")]
 
