@@ -21,6 +21,7 @@ from graphprune.errors import ModelError, UsageError
 from graphprune.fitting import Try, fitting
 from graphprune.foreign import infer_alone
 from graphprune.model import NOT_COMPUTED, RANDOM_OPS, Array, Model
+from graphprune.open_sizes import filled
 from graphprune.sound import check_axes
 
 Shape = tuple[int, ...]
@@ -50,6 +51,7 @@ class Shapes:
     notes: tuple[str, ...] = ()
     turns: dict[str, int] = field(default_factory=dict)  # loop body → how often it runs, if known
     assumed: frozenset[str] = frozenset()  # inputs whose symbolic sizes might as well be others
+    decided: tuple[str, ...] = ()  # tensors of which only the data decides a size
 
 
 def infer(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Shapes:
@@ -94,6 +96,12 @@ def infer(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Shap
         notes.append(
             f"symbolic dimensions of {', '.join(open_names)} taken as {size_text}; "
             "give others with --input-shape NAME:1,3,224,224"
+        )
+    if last.decided:
+        name = last.decided[0]
+        notes.append(
+            f"{len(last.decided)} tensors have a size that only the data decides, first {name!r}, "
+            f"taken as {list(last.shape[name] or ())}"
         )
     assumed = open_names if open_names and chosen in (TRIED_SIZES[0], 1) else []
     return replace(last, symbolic=symbolic, notes=tuple(notes), assumed=frozenset(assumed))
@@ -240,6 +248,7 @@ def _walk(model: Model, inputs: Mapping[str, Shape]) -> Shapes:
             value[tensor.name] = model.array(tensor.name)
     hints = {info.name: info for info in model.graph.value_info}
     flow = Flow(model, types, value)
+    decided: list[str] = []
     position = 0
     while position < len(model.nodes):
         node = model.nodes[position]
@@ -254,17 +263,22 @@ def _walk(model: Model, inputs: Mapping[str, Shape]) -> Shapes:
             found = _infer_node(node, model, types, value)
         for name in filter(None, node.output):
             proto = found.get(name)
-            if (
-                _shape(proto) is None
-                and name in hints
-                and None not in (declared(hints[name]) or [None])
-                and not _cannot_run(node, types, value)
-            ):
-                proto = hints[name].type
+            if _shape(proto) is None:
+                proto = _hinted(node, hints.get(name), types, value) or proto
+            if proto is not None and _shape(proto) is None:
+                proto = filled(node, proto, _shape(types.get(node.input[0])), value)
+                decided += [name] * (_shape(proto) is not None)
             types[name] = proto if proto is not None else onnx.TypeProto()
         if not is_open(node):
             _fold(node, model, types, value)
     shape = {name: _shape(proto) for name, proto in types.items()}
+    _check_sizes(shape)
+    dtype = {name: proto.tensor_type.elem_type for name, proto in types.items()}
+    left = tuple(name for name in dict.fromkeys(decided) if name not in value)
+    return Shapes(shape, dtype, value, dict(inputs), turns=flow.turns, decided=left)
+
+
+def _check_sizes(shape: Mapping[str, Shape | None]) -> None:
     for name, sizes in shape.items():
         if sizes and (min(sizes) < 0 or _size(sizes) > LARGEST):
             raise ModelError(
@@ -272,8 +286,18 @@ def _walk(model: Model, inputs: Mapping[str, Shape]) -> Shapes:
                 f"tensor {name[:200]!r} of shape {list(sizes)[:100]}",
                 "Export the model again; it cannot have run like this.",
             )
-    dtype = {name: proto.tensor_type.elem_type for name, proto in types.items()}
-    return Shapes(shape, dtype, value, dict(inputs), turns=flow.turns)
+
+
+def _hinted(
+    node: onnx.NodeProto,
+    hint: onnx.ValueInfoProto | None,
+    types: Mapping[str, onnx.TypeProto],
+    value: Mapping[str, Array],
+) -> onnx.TypeProto | None:
+    """What the file declares of an output, where that leaves no size open."""
+    if hint is None or None in (declared(hint) or [None]) or _cannot_run(node, types, value):
+        return None
+    return hint.type
 
 
 def _size(shape: Shape | None) -> int:
@@ -395,7 +419,7 @@ def _fills(shape: Shape, target: Array | None) -> bool:
 def _fold(
     node: onnx.NodeProto,
     model: Model,
-    types: Mapping[str, onnx.TypeProto],
+    types: dict[str, onnx.TypeProto],
     value: dict[str, Array],
 ) -> None:
     """Compute the node's outputs where they are small and decided by shapes and constants."""
@@ -431,6 +455,9 @@ def _fold(
             and np.asarray(result).dtype.kind not in "OSU"
         ):
             value[name] = np.asarray(result)
+            if _shape(types[name]) != value[name].shape:  # a stand-in for what the values decide
+                kind = types[name].tensor_type.elem_type
+                types[name] = helper.make_tensor_type_proto(kind, value[name].shape)
 
 
 def _shape_value(node: onnx.NodeProto, shape: Shape) -> Array:

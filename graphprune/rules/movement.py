@@ -136,6 +136,8 @@ def split(op: Op) -> None:
 def slice_(op: Op) -> None:
     """A range of slots along each named axis; outside it they are free to leave."""
     x, y = op.input(0), op.output()
+    if any(op.has(i) and op.value(i) is None for i in (1, 2)):
+        return _slice_at_run_time(op)
     starts, ends = op.list_of("starts", 1), op.list_of("ends", 2)
     if starts is None or ends is None:
         raise RefusedError("no starts or ends")
@@ -155,6 +157,15 @@ def slice_(op: Op) -> None:
         op.tie(x[axis].slots[taken.start : taken.stop], y[axis])
         op.free(x[axis])
         _count_bounds(op, i, x[axis], starts[i], ends[i])
+
+
+def _slice_at_run_time(op: Op) -> None:
+    """Of axes that are known, a range that is not; the other axes go through."""
+    x, y = op.input(0), op.output()
+    axes = op.list_of("axes", 3) or list(range(len(op.input(1)[0])))
+    op.same(x, y, but=[axis % x.rank for axis in axes])
+    for axis in axes:
+        op.pin(x[axis % x.rank], "a range of the axis that is not known before run time")
 
 
 def _strided(op: Op, i: int, x: Axis, y: Axis, taken: range) -> None:
@@ -312,7 +323,18 @@ def constant_of_shape(op: Op) -> None:
         op.count_input(0, i, axis)
 
 
-@table.rule("Range", "NonZero", "EyeLike")
+@table.rule("Compress")
+def compress(op: Op) -> None:
+    """Positions along ``axis`` are kept or not at run time; the other axes go through."""
+    x, y = op.input(0), op.output()
+    if op.attr("axis") is None:
+        raise RefusedError("positions of the flat tensor are chosen")
+    axis = op.axis()
+    op.same(x, y, but=[axis])
+    op.pin(x[axis], "which positions stay is not known before run time")
+
+
+@table.rule("EyeLike", "NonMaxSuppression", "NonZero", "Range", "Unique")
 def positions(op: Op) -> None:
     """The answer is made of positions or sizes."""
     raise RefusedError("positions are part of the answer")
