@@ -266,7 +266,8 @@ def _walk(model: Model, inputs: Mapping[str, Shape]) -> Shapes:
             if _shape(proto) is None:
                 proto = _hinted(node, hints.get(name), types, value) or proto
             if proto is not None and _shape(proto) is None:
-                proto = filled(node, proto, _shape(types.get(node.input[0])), value)
+                first = _shape(types.get(node.input[0])) if node.input else None
+                proto = filled(node, proto, first, value)
                 decided += [name] * (_shape(proto) is not None)
             types[name] = proto if proto is not None else onnx.TypeProto()
         if not is_open(node):
