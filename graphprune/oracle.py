@@ -23,6 +23,7 @@ from graphprune.coupling import Coupling, Mask
 from graphprune.errors import ModelError
 from graphprune.masking import Masks
 from graphprune.model import Array, Model, set_initializer
+from graphprune.noise import stilled
 from graphprune.relations import Contraction
 from graphprune.runtime import Feeds, opened
 from graphprune.shapes import Shapes
@@ -217,8 +218,8 @@ def law_errors(
     fills = random_fills(model, shapes)
     told = compared(model, shapes)
     zero = zeroed(model, shapes, coupling, alive, statistics)
-    masked = forced(filled(zero, fills), taken)
-    smaller = forced(filled(cut, sliced(fills, coupling, alive)), taken)
+    masked = forced(stilled(filled(zero, fills), shapes.dtype), taken)
+    smaller = forced(stilled(filled(cut, sliced(fills, coupling, alive)), shapes.dtype), taken)
     wanted: list[dict[str, Array] | None] = []
     original = open_model(with_outputs(masked, [*told.taps.values()], shapes))
     for i, feeds in enumerate(several):
