@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 import pytest
+from calibrate_forms import Opened, classifier
 from graphs import Builder
 from study_forms import draw, network
 
@@ -99,3 +100,9 @@ def calib(tmp_path: Path) -> Path:
     """Thirty samples for it."""
     np.savez(tmp_path / "calib.npz", x=draw(30, 3, 6, 6))
     return tmp_path / "calib.npz"
+
+
+@pytest.fixture
+def colour() -> Opened:
+    """A classifier of pictures [n, 3, 16, 16]."""
+    return classifier("n", 3, 16, 16, axes=(0, 1, 2, 3))

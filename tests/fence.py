@@ -15,10 +15,11 @@ from functools import cache
 from pathlib import Path
 
 import onnx
+from file_mutations import bytes_of, spoil_external
 from graphs import random_cnn
 from hostile_files import arrays_file, plan_file, target_file
 from hostile_forms import FORMS
-from mutations import MUTATIONS, bytes_of, spoil_external
+from mutations import MUTATIONS
 from seeds import OWN, any_model, node_tests
 
 SECONDS = 60  # of computing

@@ -2,75 +2,23 @@
 
 from __future__ import annotations
 
-import gc
-import resource
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from frontier_forms import draw, names_of, opened, parsed, same, walk, whole
 from graphs import Builder, attention, random_cnn
 from onnx import numpy_helper
 
 from graphprune import frontier as under_test
 from graphprune.frontier import Frontier
 from graphprune.linear import linears
-from graphprune.model import Array, Model
-from graphprune.oracle import with_outputs
+from graphprune.model import Model
 from graphprune.runtime import run_session, session
 from graphprune.shapes import infer
 from graphprune.storage import load
-
-HEAD = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]> g '
-Given = Sequence[Mapping[str, Array]]
-
-
-def parsed(text: str, **weights: Array) -> Model:
-    """A model from ONNX text, ``weights`` beside it."""
-    proto = onnx.parser.parse_model(HEAD + text)
-    proto.graph.initializer.extend(numpy_helper.from_array(w, n) for n, w in weights.items())
-    return load(proto)
-
-
-def draw(*shape: int, seed: int = 0) -> Array:
-    return np.random.default_rng([seed, *shape]).standard_normal(shape, dtype=np.float32)
-
-
-def opened(model: Model, feeds: Given, **options: Any) -> Frontier:
-    return Frontier(model, feeds, **options, threads=1)
-
-
-def whole(model: Model, feeds: Given, names: Sequence[str]) -> dict[str, list[Array]]:
-    """The same tensors from runs of the whole model, with taps."""
-    taps = [name for name in names if name not in model.output_names]
-    shapes = infer(model)
-    known = {name: kind or onnx.TensorProto.FLOAT for name, kind in shapes.dtype.items()}
-    runner = session(with_outputs(model, taps, replace(shapes, dtype=known)), threads=1)
-    table = [run_session(runner, feed) for feed in feeds]
-    given = [value.name for value in model.outputs] + taps
-    return {name: [row[given.index(name)] for row in table] for name in names}
-
-
-def same(found: Sequence[Array], wanted: Sequence[Array]) -> bool:
-    """Equal up to the rounding of other fusions."""
-    return len(found) == len(wanted) and all(
-        a.shape == b.shape and a.dtype == b.dtype and np.allclose(a, b, rtol=1e-4, atol=1e-5)
-        for a, b in zip(found, wanted, strict=True)
-    )
-
-
-def walk(model: Model, feeds: Given, names: Sequence[str], **options: Any) -> Frontier:
-    """Every name in turn, as wanted alone, against a whole run."""
-    expected = whole(model, feeds, names)
-    moving = opened(model, feeds, **options)
-    for name in names:
-        moving.advance([name])
-        assert same(moving[name], expected[name]), name
-    return moving
 
 
 @pytest.fixture
@@ -84,10 +32,6 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     monkeypatch.setattr(under_test, "session", counting)
     return count
-
-
-def names_of(model: Model) -> list[str]:
-    return [name for node in model.nodes for name in node.output if name]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -202,84 +146,6 @@ def test_weights_may_change_before_their_node_runs() -> None:
     moving.advance([second])
     assert (moving[second][0] == 0).all()
     assert np.abs(model.array("b")).min() > 0
-
-
-# --- memory
-
-
-def on_disk(value: object) -> bool:
-    return isinstance(value, Path)
-
-
-@pytest.mark.parametrize("memory", [0, 300, 1e9])
-def test_spilling_to_disk_changes_nothing(memory: float) -> None:
-    model = load(random_cnn(2))
-    feeds = [{"x": draw(2, 3, 4, 4, seed=k)} for k in range(3)]
-    names = [n for n in names_of(model) if n not in model.constant_names]
-    moving = walk(model, feeds, names, memory=memory)
-    assert all(on_disk(a) for a in moving[names[-1]].values) or memory
-    assert not any(on_disk(a) for a in moving[names[-1]].values) or memory < 1e9
-
-
-def test_no_more_than_the_memory_is_held() -> None:
-    """Branches of one segment count too, though none of them is held yet while it runs."""
-    b = Builder()
-    ends = {b.add("MatMul", b.add("Relu", "x"), b.weight(64, 64)): [8, 64] for _ in range(10)}
-    model = load(b.model({"x": [8, 64]}, ends))
-    feeds = [{"x": draw(8, 64, seed=k)} for k in range(4)]
-    one = 4 * feeds[0]["x"].nbytes
-    moving = opened(model, feeds, memory=4 * one)
-    moving.advance(list(ends))
-    ended = [chunks.values for name, chunks in moving.held.items() if name != "x"]
-    resident = [a for values in ended for a in values if not on_disk(a)]
-    assert sum(a.nbytes for a in resident) <= 4 * one
-
-
-def test_what_is_let_go_leaves_the_disk() -> None:
-    """Disk space, like memory, is for the frontier, not for all the activations there were."""
-    b = Builder()
-    y = "x"
-    for _ in range(8):
-        y = b.add("Relu", b.add("MatMul", y, b.weight(64, 64)))
-    model = load(b.model({"x": [8, 64]}, {y: [8, 64]}))
-    moving = opened(model, [{"x": draw(8, 64)}], memory=0)
-    for linear in linears(model):
-        moving.advance([linear.x])
-    gc.collect()
-    assert moving._folder is not None
-    assert len(list(Path(moving._folder.name).iterdir())) <= 2
-
-
-def test_many_chunks_on_disk_need_few_open_files() -> None:
-    """A model of fixed batch 1 has as many chunks as samples."""
-    b = Builder()
-    y = "x"
-    for _ in range(3):
-        y = b.add("Relu", b.add("MatMul", y, b.weight(4, 4)))
-    model = load(b.model({"x": [1, 4]}, {y: [1, 4]}))
-    moving = opened(model, [{"x": draw(1, 4, seed=k)} for k in range(40)], memory=0)
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (before + 24, limit[1]))
-    try:
-        moving.advance([y])
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
-    assert len(moving[y]) == 40
-
-
-def test_scalars_and_empty_tensors_spill_too() -> None:
-    text = """(float[3, 4] x) => (float[3, 4] y, int64 n, float[0, 4] e, bool[3, 4] m) {
-        two = Constant <value = int64[2] {0, 4}> ()
-        n = Size(x)
-        f = Cast <to = 1> (n)
-        y = Div(x, f)
-        empty = Slice(y, zero, zero)
-        e = Relu(empty)
-        m = Greater(y, f)
-    }"""
-    model = parsed(text, zero=np.zeros(1, np.int64))
-    walk(model, [{"x": draw(3, 4)}, {"x": draw(3, 4, seed=1)}], ["n", "f", "y", "e", "m"], memory=0)
 
 
 # --- graphs that are no chains of layers

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from test_latency import repeated, weights_in
+from latency_forms import repeated, weights_in
 
 from graphprune import api
 from graphprune.analysis import analyse

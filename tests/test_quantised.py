@@ -10,22 +10,21 @@ import numpy as np
 import onnx
 import pytest
 from graphs import Builder
-from onnx import TensorProto, helper, numpy_helper, parser
+from onnx import TensorProto, numpy_helper, parser
 from onnxruntime import quantization
-from onnxruntime.transformers.float16 import convert_float_to_float16
+from quantised_forms import NETWORKS, WAYS, Random, by_weights, convolutional, quantised
 
 from graphprune import validate
 from graphprune.api import plan, prepare, prune
 from graphprune.check import check_rule
 from graphprune.cut import cut
-from graphprune.errors import ModelError, VerificationError
+from graphprune.errors import VerificationError
 from graphprune.linear import linears, repairable, rewritten
 from graphprune.model import Model, set_initializer
 from graphprune.options import Options
 from graphprune.oracle import law_error
 from graphprune.plan import removed_units
 from graphprune.quantisation import Quantised, real
-from graphprune.result import Result
 from graphprune.rules import relate
 from graphprune.runtime import opened, random_inputs
 from graphprune.shapes import infer
@@ -157,84 +156,6 @@ def test_pinned_with_a_reason(name: str) -> None:
 # --- whole networks, as ONNX Runtime's quantiser makes them ---
 
 
-def convolutional(channels: int = 16) -> onnx.ModelProto:
-    """A residual network with a concatenation and a pool."""
-    b = Builder(5)
-    x = b.add("Relu", b.conv("x", 3, channels))
-    y = b.add("Relu", b.conv(x, channels, channels))
-    x = b.add("Relu", b.add("Add", x, b.conv(y, channels, channels)))
-    x = b.add("Concat", x, b.add("Sigmoid", b.conv(x, channels, channels, 1)), axis=1)
-    x = b.add("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2])
-    x = b.add("Flatten", b.add("GlobalAveragePool", b.conv(x, 2 * channels, channels)))
-    y = b.add("Gemm", x, b.weight(5, channels), b.weight(5), transB=1)
-    return b.model({"x": [1, 3, 8, 8]}, {y: [1, 5]})
-
-
-def feed_forward(width: int = 12, inner: int = 32) -> onnx.ModelProto:
-    """Two residual blocks of a Transformer without its attention."""
-    b = Builder(7)
-    x = "x"
-    for _ in range(2):
-        scale, bias = b.weight(width), b.weight(width)
-        h = b.add("LayerNormalization", x, scale, bias)
-        h = b.add("Add", b.add("MatMul", h, b.weight(width, inner)), b.weight(inner))
-        h = b.add("Mul", h, b.add("Sigmoid", h))
-        h = b.add("Add", b.add("MatMul", h, b.weight(inner, width)), b.weight(width))
-        x = b.add("Add", x, h)
-    return b.model({"x": [1, 6, width]}, {x: [1, 6, width]})
-
-
-class Random(quantization.CalibrationDataReader):  # type: ignore[misc]
-    """Two random inputs."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        rng = np.random.default_rng(0)
-        self.left = [{"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(2)]
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return self.left.pop() if self.left else None
-
-
-NETWORKS = {
-    "convolutional": (convolutional, (1, 3, 8, 8)),
-    "feed forward": (feed_forward, (1, 6, 12)),
-}
-S8, U8 = quantization.QuantType.QInt8, quantization.QuantType.QUInt8
-WAYS = {
-    "QDQ": {"quant_format": quantization.QuantFormat.QDQ, "weight_type": S8},
-    "QDQ per channel": {
-        "quant_format": quantization.QuantFormat.QDQ, "weight_type": S8, "per_channel": True,
-    },
-    "QOperator per channel": {
-        "quant_format": quantization.QuantFormat.QOperator, "weight_type": S8, "per_channel": True,
-    },
-    "QOperator asymmetric": {
-        "quant_format": quantization.QuantFormat.QOperator, "weight_type": U8,
-        "activation_type": U8, "extra_options": {"WeightSymmetric": False},
-    },
-    "dynamic": {"weight_type": S8},
-    "dynamic asymmetric per channel": {
-        "weight_type": U8, "per_channel": True, "extra_options": {"WeightSymmetric": False},
-    },
-}  # fmt: skip
-
-
-def quantised(network: str, way: str, folder: Path) -> onnx.ModelProto:
-    make, shape = NETWORKS[network]
-    source, target = folder / "float.onnx", folder / "quantised.onnx"
-    onnx.save(make(), source)
-    if way.startswith("dynamic"):
-        quantization.quantize_dynamic(source, target, **WAYS[way])
-    else:
-        quantization.quantize_static(source, target, Random(shape), **WAYS[way])
-    return onnx.load(target)
-
-
-def by_weights(model: onnx.ModelProto, **options: Any) -> Result:
-    given = {"criterion": "l1", "repair": "none", "measure": False, "cache": False}
-    return prune(model, flops=0.5, **(given | options))
-
-
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_networks_lose_half(network: str, way: str, tmp_path: Path) -> None:
@@ -363,98 +284,6 @@ def test_quantised_weights_are_read_as_floats(tmp_path: Path) -> None:
     assert {n: t.SerializeToString() for n, t in written.items()} == {
         n: t.SerializeToString() for n, t in model.initializers.items()
     }
-
-
-# --- other precisions and storages ---
-
-
-def test_half_precision() -> None:
-    """float16 throughout, with float32 outside, and by default options."""
-    for keep in (True, False):
-        model = convert_float_to_float16(convolutional(), keep_io_types=keep)
-        assert by_weights(model).verdict.passed
-    result = prune(model, flops=0.5, samples=16, measure=False, cache=False)
-    assert result.verdict.passed
-    assert {t.data_type for t in result.model.graph.initializer} <= {10, 7}
-
-
-def with_stored(model: onnx.ModelProto, kind: int) -> onnx.ModelProto:
-    """Weights of another type behind a Cast."""
-    casts = []
-    for tensor in [t for t in model.graph.initializer if len(t.dims) > 1]:
-        value = numpy_helper.to_array(tensor).astype(helper.tensor_dtype_to_np_dtype(kind))
-        name = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(value, f"{name}_stored"))
-        casts.append(helper.make_node("Cast", [tensor.name], [name], to=1))
-    nodes = list(model.graph.node)
-    del model.graph.node[:]
-    model.graph.node.extend([*casts, *nodes])
-    return model
-
-
-def test_weights_behind_a_cast() -> None:
-    """bfloat16 weights, arithmetic in float32: what is stored keeps its type."""
-    result = by_weights(with_stored(convolutional(), TensorProto.BFLOAT16))
-    assert result.verdict.passed
-    assert TensorProto.BFLOAT16 in {t.data_type for t in result.model.graph.initializer}
-
-
-@pytest.mark.parametrize("kind", ["INT4", "UINT4", "FLOAT8E4M3FN", "INT16"])
-def test_few_bits(kind: str) -> None:
-    """Weights with a scale for each column are sliced and packed again, in their type."""
-    b = Builder(3, opset=21)
-    x = "x"
-    for rows, columns in ((6, 16), (16, 6)):
-        values = b.rng.integers(0, 8, (rows, columns)) / (2 if "FLOAT" in kind else 1)
-        dtype = helper.tensor_dtype_to_np_dtype(getattr(TensorProto, kind))
-        integers = numpy_helper.from_array(values.astype(dtype), f"w{rows}")
-        b.initializers.append(integers)
-        scale = b.constant(np.full(columns, 0.1, np.float32))
-        x = b.add("MatMul", x, b.add("DequantizeLinear", integers.name, scale, axis=1))
-    model = b.model({"x": [4, 6]}, {x: [4, 6]}, ir_version=10)
-    result = by_weights(model)
-    assert result.verdict.passed
-    first = next(t for t in result.model.graph.initializer if t.name == "w6")
-    assert (list(first.dims), first.data_type) == ([6, 8], getattr(TensorProto, kind))
-
-
-def test_sparse_weights_become_dense() -> None:
-    """Flat positions and coordinates; the report says so."""
-    model = convolutional()
-    for number, tensor in enumerate([t for t in model.graph.initializer if len(t.dims) == 4][:2]):
-        value = numpy_helper.to_array(tensor)
-        value = np.where(np.abs(value) > np.median(np.abs(value)), value, 0)
-        places = np.flatnonzero(value)
-        if number:
-            places = np.argwhere(value)
-        values = numpy_helper.from_array(value[value != 0], tensor.name)
-        indices = numpy_helper.from_array(places.astype(np.int64), f"{tensor.name}_at")
-        sparse = helper.make_sparse_tensor(values, indices, list(tensor.dims))
-        model.graph.sparse_initializer.append(sparse)
-        model.graph.initializer.remove(tensor)
-    result = by_weights(model)
-    assert result.verdict.passed
-    assert not result.model.graph.sparse_initializer
-    assert any("sparse" in note for note in result.notes)
-
-
-def test_bfloat16_throughout() -> None:
-    """ONNX Runtime has no kernels for it: an honest error, or a cut that nothing has verified."""
-    b = Builder(3, opset=22)
-    y = b.add("MatMul", b.add("Relu", b.add("MatMul", "x", b.weight(6, 16))), b.weight(16, 4))
-    model = b.model({"x": [3, 6]}, {y: [3, 4]}, ir_version=10)
-    for tensor in model.graph.initializer:
-        value = numpy_helper.to_array(tensor).astype(helper.tensor_dtype_to_np_dtype(16))
-        tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.elem_type = TensorProto.BFLOAT16
-    with pytest.raises(ModelError, match="ONNX Runtime"):
-        by_weights(model)
-    result = by_weights(model, verify=False)
-    assert [(t.data_type, list(t.dims)) for t in result.model.graph.initializer] == [
-        (TensorProto.BFLOAT16, [6, 8]),
-        (TensorProto.BFLOAT16, [8, 4]),
-    ]
 
 
 def test_shared_scales_couple_nothing() -> None:

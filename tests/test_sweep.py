@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import onnx
 import pytest
 from command_line import read_json
-from test_latency import BOARD, wide
+from latency_forms import BOARD, wide
 
 from graphprune import api, carry_out, study
 from graphprune.errors import TargetError, UsageError
