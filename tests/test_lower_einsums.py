@@ -31,7 +31,9 @@ EQUATIONS = {
     "bii,w:ik->bk": [],
     "btd,w:tdk->bk": ["Reshape", "MatMul"],
     "btd,w:dk->bk": [],
-    "...d,w:dk->...k": [],
+    "...d,w:dk->...k": ["MatMul"],
+    "...d,w:kd->...k": [],
+    "d...,w:dk->k...": [],
 }
 
 
@@ -45,7 +47,10 @@ def model_of(equation: str) -> onnx.ModelProto:
         shape = shape if term.startswith("w:") else sizes
         names.append(b.weight(*sizes) if term.startswith("w:") else "x")
     y = b.add("Einsum", *names, equation=equation.replace("w:", ""))
-    return b.model({"x": shape}, {y: [SIZES[c] for c in target.replace("...", "bt")]})
+    return b.model(
+        {"x": shape},
+        {y: [SIZES[c] for c in target.replace("...", "bt")]},
+    )
 
 
 @pytest.mark.parametrize("equation", EQUATIONS)

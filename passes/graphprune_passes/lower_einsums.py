@@ -19,6 +19,7 @@ class Product:
     """``x`` [batch.., summed..] times ``w`` is ``y`` [batch.., made..], by letters, in any order.
 
     ``summed`` are in the order in which ``x`` has them, ``made`` in that of ``y``.
+    A point stands for an ellipsis.
     """
 
     x: str
@@ -43,8 +44,13 @@ class Product:
         """Whether that is all there is: no diagonal, no letter of all three, no other sum."""
         terms = (self.x, self.w, self.y)
         whole = sorted(self.w) == sorted(self.summed + self.made)
-        plain = all(len(set(term)) == len(term) and term.isalpha() for term in terms)
+        plain = all(len(set(t)) == len(t) and t.replace(".", "").isalpha() for t in terms)
         some = bool(self.batch and self.summed and self.made)
+        if any("." in term for term in terms):  # of any rank: nothing may change places
+            as_they_are = (self.batch + self.summed, self.batch + self.made)
+            plain = (
+                plain and self.is_matrix and "." not in self.w and (self.x, self.y) == as_they_are
+            )
         return plain and some and whole and sorted(self.y) == sorted(self.batch + self.made)
 
     @property
@@ -105,7 +111,7 @@ def _product(model: Model, node: onnx.NodeProto) -> Product | None:
         return None
     known = [name in model.constant_names for name in node.input]
     equation = next(a.s.decode() for a in node.attribute if a.name == "equation")
-    sources, arrow, target = equation.replace(" ", "").partition("->")
+    sources, arrow, target = equation.replace(" ", "").replace("...", ".").partition("->")
     terms = sources.split(",")
     if sum(known) != 1 or not arrow or len(terms) != 2:
         return None
