@@ -229,7 +229,7 @@ def test_each_use_has_its_own_normalisation_behind_it() -> None:
 
 
 def test_without_room_for_waiting_matrices_means_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(under_test, "ROOM", 3 * 8 * 8**2)  # for U alone
+    monkeypatch.setattr(under_test, "ROOM", 6 * 8 * 8**2)  # for U alone
     prepared = api.prepare(made(AGAIN))
     damage = damaged(prepared, {group_of(prepared, "U").index: [0, 3, 4]})
     _, reports = reconstruct(damage)

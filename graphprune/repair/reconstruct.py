@@ -25,8 +25,8 @@ from graphprune.linear import (
 )
 from graphprune.model import Model, captured, label
 from graphprune.repair.damage import Damage, Repaired
-from graphprune.repair.joint import CONSTANT, Joint
-from graphprune.repair.sites import Site, rows_of, site_of, sums_of
+from graphprune.repair.joint import CONSTANT, Joint, look_ahead
+from graphprune.repair.sites import Known, Site, rows_of, site_of, sums_of
 from graphprune.repair.turns import Uses, turns
 from graphprune.selectors import is_selector
 
@@ -62,9 +62,18 @@ def reconstruct(damage: Damage, form: str = AFFINE) -> tuple[Model, tuple[Repair
     before = Frontier(damage.original, damage.feeds, damage.memory / 2)
     after = Frontier(work, damage.feeds, damage.memory / 2)
     left = {linear.node for uses in todo for linear in uses}
-    joints = {uses[0].weight: Joint(uses[0].matrix(work)) for uses in several if len(uses) > 1}
+    joints = {
+        uses[0].weight: Joint(uses[0].matrix(work), len(uses)) for uses in several if len(uses) > 1
+    }
     waiting = {uses[0].weight for uses in todo if len(uses) == 1 and uses[0].weight in joints}
     too_wide = _too_wide({weight: joints[weight] for weight in sorted(waiting)})
+    ahead = [
+        (linear, joints[linear.weight])
+        for uses in todo
+        for linear in uses
+        if linear.weight in waiting - too_wide and form == AFFINE
+    ]
+    look_ahead(damage, ahead)
     found: dict[str, Solved] = {}
     seen: dict[str, list[int]] = {}  # weight → the nodes that its biases are of
     targets = set[str | None]()
@@ -232,14 +241,14 @@ def _too_wide(joints: Mapping[str, Joint]) -> set[str]:
     left, found = ROOM, set()
     for weight, joint in sorted(joints.items(), key=lambda item: item[1].weights.shape[2]):
         groups, _, columns = joint.weights.shape
-        left -= 3 * 8 * groups * columns**2
+        left -= 6 * 8 * groups * columns**2
         if left < 0:
             found.add(weight)
     return found
 
 
 def _mean_error(
-    damage: Damage, site: Site, before: Frontier, after: Frontier, weights: Matrix, bias: Matrix
+    damage: Damage, site: Site, before: Known, after: Known, weights: Matrix, bias: Matrix
 ) -> Matrix:
     """How far the mean outputs are below the targets' means: [groups, out]."""
     total, count = np.zeros(bias.shape), 0

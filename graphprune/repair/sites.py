@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,6 +18,21 @@ from graphprune.repair.damage import Damage
 from graphprune.shapes import Shape
 from graphprune.statistics import Sums, chunk_rows, rows_wanted
 from graphprune.unfold import inputs_at, positions
+
+
+class Pieces(Protocol):
+    """One tensor's values, chunk by chunk."""
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class Known(Protocol):
+    """Activations by tensor name, as a ``Frontier`` holds them."""
+
+    @property
+    def chunks(self) -> int: ...
+
+    def __getitem__(self, name: str, /) -> Pieces: ...
 
 
 @dataclass(frozen=True)
@@ -62,8 +78,8 @@ def site_of(
 def sums_of(
     damage: Damage,
     site: Site,
-    before: Frontier,
-    after: Frontier,
+    before: Known,
+    after: Known,
     guess: tuple[Matrix, Matrix] | None = None,
 ) -> tuple[Sums, Sums]:
     """Sums over the chunks to fit, and over those held out.
@@ -92,7 +108,7 @@ def sums_of(
 
 
 def rows_of(
-    damage: Damage, site: Site, before: Frontier, after: Frontier, chunk: int
+    damage: Damage, site: Site, before: Known, after: Known, chunk: int
 ) -> Iterator[tuple[Array, Array, Array]]:
     """Blocks of inputs, targets for the operator itself, and what is added to it."""
     linear = site.linear
@@ -119,7 +135,7 @@ def rows_of(
 
 
 def _gates(
-    damage: Damage, original: Linear, linear: Linear, before: Frontier, after: Frontier, chunk: int
+    damage: Damage, original: Linear, linear: Linear, before: Known, after: Known, chunk: int
 ) -> tuple[Array, Array]:
     """Inputs of recurrent weights, and the gates that the original computes from its own.
 
