@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    NamedSizes = click.ParamType[tuple[str, tuple[int, ...]]]
+    Numbers = click.ParamType[tuple[float, ...]]
+else:  # before click 8.4 it is no generic
+    NamedSizes = Numbers = click.ParamType
 
-class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
+
+class Shape(NamedSizes):
     name = "NAME:1,3,224,224"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[int, ...]]:
@@ -26,7 +32,7 @@ class Number(click.FloatRange):
     name = "number"
 
 
-class Shares(click.ParamType[tuple[float, ...]]):
+class Shares(Numbers):
     name = "R,R,…"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
