@@ -39,7 +39,7 @@ def survey(
     for name, model in models or list(gauges()):
         prepared = prepare(model, scope if models else None)
         latency = Latency(prepared.analysis, base, table, device)
-        with stage(name) as progress:
+        with stage(f"timing {name}") as progress:
             _measure(latency, progress)
         for operator, rate in _rates(prepared, latency):
             pace[operator].append(rate)
