@@ -248,12 +248,11 @@ plan_options = _options(
     ),
     click.option(
         "--refine",
-        default=0,
-        show_default=True,
         type=click.IntRange(0),
         metavar="STEPS",
         help="After the repair, tune scales and shifts of all layers together by so many steps of "
-        "gradient towards the original's outputs (80 is a good number).",
+        "gradient towards the original's outputs.  [default: 80 with --calib and --repair obs, or "
+        "else 0]",
     ),
     click.option("--fast", is_flag=True, help="Look at weights alone: seconds, less accurate."),
     samples_option,

@@ -15,6 +15,7 @@ from graphprune.outside.masks import RESOLVE
 from graphprune.plugins import Registry
 from graphprune.shapes import Shape
 
+REFINE_STEPS = 80  # where the user gives samples
 SPREADS = ("auto", "solved", "balanced", "global", "uniform")
 
 
@@ -39,7 +40,7 @@ class Options:
     resolve: str | None = None  # error, where masks disagree
     aligned: bool = True  # positions in groups, before the analysis
     repair: str | None = None  # obs; moments where fast
-    refine: int = 0  # steps by gradient after the repair
+    refine: int | None = None  # steps by gradient after the repair
     fast: bool = False
     calib: Path | None = None  # None: synthesised inputs
     samples: int | None = None
@@ -238,6 +239,15 @@ class Options:
             return self.repair or "none"
         return self.repair or ("moments" if self.fast else "obs")
 
+    @property
+    def refine_steps(self) -> int:
+        """Steps by gradient after the repair; inputs that are made up do not always pay for them
+        (docs/accuracy.md)."""
+        if self.refine is not None:
+            return self.refine
+        own = self.calib is not None and not self.unbudgeted
+        return REFINE_STEPS if own and self.repair_name == "obs" else 0
+
     def criterion_of(self, registry: Registry) -> Criterion:
         """What scores; of a file only how its numbers are lifted to units."""
         name = self.criterion_name
@@ -248,7 +258,7 @@ class Options:
         criterion, name = self.criterion_of(registry), self.repair_name
         names = [self.criterion_name] if criterion.needs_inputs else []
         names += [name] if name != "none" and registry.repair(name).needs_inputs else []
-        names += ["--refine"] if self.refine else []
+        names += ["--refine"] if self.refine_steps else []
         names += ["--units ranks"] if "ranks" in self.units else []
         names += ["--unconstrained"] if self.unconstrained and self.masks is None else []
         if self.fast and names:

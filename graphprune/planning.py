@@ -264,7 +264,7 @@ def written(
         "lossless": options.scope.lossless,
         "input_shapes": {k: list(v) for k, v in (options.input_shapes or {}).items()},
         "repair": options.repair_name,
-        "refine": options.refine,
+        "refine": options.refine_steps,
         "ranks": dict(sorted(decision.ranks.items())),
         "calibration": None,
         "graphprune": __version__,

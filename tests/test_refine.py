@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx.parser
@@ -15,6 +16,7 @@ from graphprune.calibrate.mix import mixed
 from graphprune.errors import UsageError
 from graphprune.gradient import gradients
 from graphprune.model import Model
+from graphprune.options import Options
 from graphprune.repair.refine import Lesson, refine
 from graphprune.repair.tuned import tunable
 from graphprune.runtime import run_session, session
@@ -154,6 +156,22 @@ def test_mixed_pictures_are_made_of_the_given_ones(layout: str) -> None:
     np.testing.assert_array_equal(first, again)
     assert first.shape == shape and set(np.unique(first)) <= set(range(5))
     assert any(len(np.unique(picture)) == 2 for picture in first)
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [
+        ({"flops": 0.5}, 0),
+        ({"flops": 0.5, "calib": Path("own.npz")}, 80),
+        ({"flops": 0.5, "calib": Path("own.npz"), "refine": 7}, 7),
+        ({"flops": 0.5, "calib": Path("own.npz"), "refine": 0}, 0),
+        ({"flops": 0.5, "calib": Path("own.npz"), "repair": "none"}, 0),
+        ({"calib": Path("own.npz")}, 0),
+        ({"flops": 0.5, "fast": True}, 0),
+    ],
+)
+def test_samples_of_the_user_are_refined_by(given: dict[str, Any], steps: int) -> None:
+    assert Options.of(**given).refine_steps == steps
 
 
 def test_prune_refines_and_a_plan_does_it_again(path: Path, tmp_path: Path) -> None:

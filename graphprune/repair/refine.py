@@ -30,7 +30,7 @@ from graphprune.shapes import infer
 
 RATE = 0.003  # of a channel's scale, and of its shift in units of its spread
 ROWS = 48  # of inputs for a step
-MEMORY, BYTES_PER_ELEMENT = 1e9, 8  # of a run; of activations, there and back
+MEMORY, BYTES_PER_ELEMENT = 1e9, 8  # of a run, of targets; of activations, there and back
 OLDEST = 9  # opset that gradients can be written in
 
 
@@ -103,6 +103,8 @@ class _Descent:
         self.rows = _rows(model, lesson.feeds[0])
         self.batched = batched_inputs(lesson.original)
         self.teacher = session(lesson.original)
+        self.known: dict[tuple[int, int], list[Array]] = {}
+        self.room = MEMORY
         self.first = self._first()
         self.made = tunable(model, _sizes(model, self.first[0]))
         several = [self._expected(piece) for piece in self.first]
@@ -149,9 +151,8 @@ class _Descent:
     def error(self, values: Sequence[Array]) -> float:
         """The loss on all inputs once, mixed as those that are learnt from."""
         rng = np.random.default_rng([self.lesson.seed, 1])
-        pieces = (piece for feed in self.lesson.feeds for piece in self.pieces(feed))
-        every = (self._feeds(values, self.exercise(self._mixed(p, rng))) for p in pieces)
-        found = [run_session(self.judge, feeds)[0].item() for feeds in every]
+        every = (e for chunk in range(len(self.lesson.feeds)) for e in self.exercises(chunk, rng))
+        found = [run_session(self.judge, self._feeds(values, e))[0].item() for e in every]
         return float(np.mean(found)) if np.isfinite(found).all() else np.inf
 
     def pieces(self, feed: Feeds) -> list[Feeds]:
@@ -162,14 +163,27 @@ class _Descent:
             for start in range(0, count, self.rows)
         ]
 
-    def exercise(self, feed: Feeds) -> _Exercise:
+    def exercises(self, chunk: int, rng: np.random.Generator) -> Iterator[_Exercise]:
+        """Those of one chunk of the inputs."""
+        for part, piece in enumerate(self.pieces(self.lesson.feeds[chunk])):
+            feed = self._mixed(piece, rng)
+            yield _Exercise(fitted(self.model, feed), self._targets(feed, (chunk, part)))
+
+    def _targets(self, feed: Feeds, place: tuple[int, int]) -> list[Array]:
+        """What the original says of a feed; remembered where the same feed comes again."""
+        if place in self.known:
+            return self.known[place]
         given = self._expected(feed)
         names = [value.name for value in self.model.outputs]
         targets = [
             target(given[one.place], one.tensor != names[one.place], one.logits).astype(np.float32)
             for one in self.outputs
         ]
-        return _Exercise(fitted(self.model, feed), targets)
+        size = sum(array.nbytes for array in targets)
+        if self.lesson.made_up is None and size <= self.room:
+            self.known[place] = targets
+            self.room -= size
+        return targets
 
     def _first(self) -> list[Feeds]:
         """As many inputs as one step takes."""
@@ -192,8 +206,7 @@ class _Descent:
         rng = np.random.default_rng(self.lesson.seed)
         while True:
             for chunk in rng.permutation(len(self.lesson.feeds)):
-                for piece in self.pieces(self.lesson.feeds[int(chunk)]):
-                    yield self.exercise(self._mixed(piece, rng))
+                yield from self.exercises(int(chunk), rng)
 
     def _mixed(self, feed: Feeds, rng: np.random.Generator) -> Feeds:
         """Made-up pictures mixed; all else as it is."""
