@@ -113,7 +113,10 @@ def carry_out(
     if (steps_asked := plan.options.get("refine", 0)) and decision.removed.any():
         repaired_model = model
         model, tuned = clock(
-            "refine", lambda progress: refined(studied, repaired_model, steps_asked, progress)
+            "refine",
+            lambda progress: refined(
+                studied, repaired_model, decision.removed, steps_asked, progress
+            ),
         )
     if prepared.unconstrained:  # after the repair, which finds tensors by the names they had
         steps = [passes["reorder_channels"](), passes["settle_reads"]()]

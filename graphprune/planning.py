@@ -24,9 +24,10 @@ from graphprune.plan import Plan, make_plan, removed_units
 from graphprune.prepared import Prepared
 from graphprune.ranked import Ranks
 from graphprune.repair.damage import silent
+from graphprune.repair.refine import FEWEST, rows_within
 from graphprune.routing import expert_evidence
 from graphprune.runtime import random_inputs, run_session, session
-from graphprune.study import Progress, Study, block_evidence, evidence
+from graphprune.study import Progress, Study, block_evidence, evidence, macs_per_row
 from graphprune.targets import Target, choose
 from graphprune.unread import unread_units
 from graphprune.version import __version__
@@ -236,6 +237,15 @@ def rehearse(prepared: Prepared, options: Options) -> None:
             raise  # else layers of lower rank may reach further, which only inputs can tell
 
 
+def _refine_steps(studied: Study, decision: Decision, options: Options) -> int:
+    """None by default where they would take long."""
+    steps = options.refine_steps
+    if options.refine is None and steps:
+        few = rows_within(macs_per_row(studied, decision.removed), steps) < FEWEST
+        return 0 if few else steps
+    return steps
+
+
 def written(
     studied: Study, judged: Judged, decision: Decision, options: Options, share: float | None = None
 ) -> Plan:
@@ -264,7 +274,7 @@ def written(
         "lossless": options.scope.lossless,
         "input_shapes": {k: list(v) for k, v in (options.input_shapes or {}).items()},
         "repair": options.repair_name,
-        "refine": options.refine_steps,
+        "refine": _refine_steps(studied, decision, options),
         "ranks": dict(sorted(decision.ranks.items())),
         "calibration": None,
         "graphprune": __version__,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from graphprune.calibrate.choose import Calibration, calibration, usual_count
 from graphprune.calibrate.preprocess import Preprocess, picture_inputs
+from graphprune.calibrate.samples import rows_per_run
 from graphprune.coupling import Group, Mask
 from graphprune.criteria import Criterion, Scores
 from graphprune.criteria.bypassed import BlockEvidence, weigh_blocks
@@ -21,7 +22,7 @@ from graphprune.model import Array, Model
 from graphprune.options import Options
 from graphprune.prepared import Prepared
 from graphprune.repair.damage import Damage, Repair, Repaired, silent
-from graphprune.repair.refine import Lesson, Refined, refine
+from graphprune.repair.refine import FEWEST, Lesson, Refined, refine, rows_within
 from graphprune.runtime import random_inputs, run_session, session
 
 Progress = Callable[[float], None]
@@ -157,13 +158,20 @@ def damage(studied: Study, cut_model: Model, removed: Mask, progress: Progress =
 
 
 def refined(
-    studied: Study, model: Model, steps: int, progress: Progress = silent
+    studied: Study, model: Model, removed: Mask, steps: int, progress: Progress = silent
 ) -> tuple[Model, Refined]:
     """A repaired model, tuned as a whole in so many steps."""
     assert studied.inputs is not None
     inputs = studied.inputs
-    lesson = Lesson(studied.original, inputs.feeds, inputs.made_up, studied.seed)
+    rows = max(FEWEST, rows_within(macs_per_row(studied, removed), steps))
+    lesson = Lesson(studied.original, inputs.feeds, inputs.made_up, studied.seed, rows)
     return refine(model, lesson, steps, progress)
+
+
+def macs_per_row(studied: Study, removed: Mask) -> float:
+    """MACs of what is left, for one row of inputs."""
+    macs = studied.prepared.analysis.cost.of(removed).macs
+    return macs / (rows_per_run(studied.original) or 1)
 
 
 def repaired(

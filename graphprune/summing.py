@@ -84,6 +84,7 @@ def sum_up(
             *studied.notes,
             *unlost,
             *_strange_note(made, verdict, options),
+            *_unrefined_note(made, options),
         ),
         clock.seconds,
         None if studied.inputs is None else studied.inputs.source,
@@ -116,6 +117,13 @@ def _shared_note(prepared: Prepared, made: Made) -> list[str]:
         return []
     first = label(model.nodes[nodes[0]])
     return [f"{len(nodes)} operators whose weights others read too are not repaired: {first!r} ..."]
+
+
+def _unrefined_note(made: Made, options: Options) -> list[str]:
+    steps = options.refine_steps
+    if options.refine is not None or not steps or made.plan.options.get("refine"):
+        return []
+    return [f"not refined, which takes long for a model of this size: --refine {steps} does it"]
 
 
 def _strange_note(made: Made, verdict: Verdict, options: Options) -> list[str]:

@@ -17,7 +17,7 @@ from graphprune.errors import UsageError
 from graphprune.gradient import gradients
 from graphprune.model import Model
 from graphprune.options import Options
-from graphprune.repair.refine import Lesson, refine
+from graphprune.repair.refine import Lesson, refine, rows_within
 from graphprune.repair.tuned import tunable
 from graphprune.runtime import run_session, session
 from graphprune.shapes import infer
@@ -208,3 +208,19 @@ def test_a_pruned_network_comes_nearer_on_its_inputs(path: Path, calib: Path) ->
 def test_refine_needs_inputs_and_a_budget(path: Path, options: dict, words: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(UsageError, match=words):
         api.prune(path, refine=5, cache=False, **options)
+
+
+@pytest.mark.parametrize(("macs", "rows"), [(0, 48), (1e9, 41), (5e9, 8), (1e12, 0)])
+def test_a_step_takes_as_many_rows_as_the_work_allows(macs: float, rows: int) -> None:
+    assert rows_within(macs, 80) == rows
+
+
+def test_what_would_take_long_is_not_refined_by_default(
+    path: Path, calib: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graphprune.repair.refine.WORK", 1.0)
+    given = {**QUICK, "calib": calib, "cache": False}
+    plain, told = (api.prune(path, refine=steps, **given) for steps in (None, 3))
+    assert plain.refined is None and plain.plan.options["refine"] == 0
+    assert any("--refine 80 does it" in note for note in plain.notes)
+    assert told.refined is not None and told.plan.options["refine"] == 3

@@ -29,7 +29,9 @@ from graphprune.runtime import Feeds, run_session, session
 from graphprune.shapes import infer
 
 RATE = 0.003  # of a channel's scale, and of its shift in units of its spread
-ROWS = 48  # of inputs for a step
+ROWS, FEWEST = 48, 8  # of inputs for a step; many steps on fewer rows do more than few on many
+WORK = 1e13  # MACs of all steps, above which they take fewer rows
+THERE_AND_BACK = 3  # times the MACs of a run
 MEMORY, BYTES_PER_ELEMENT = 1e9, 8  # of a run, of targets; of activations, there and back
 OLDEST = 9  # opset that gradients can be written in
 
@@ -38,13 +40,15 @@ OLDEST = 9  # opset that gradients can be written in
 class Lesson:
     """The original, inputs in chunks to learn from, and what else the descent goes by.
 
-    ``made_up`` names the input whose pictures are made up, which may be mixed.
+    ``made_up`` names the input whose pictures are made up, which may be mixed; ``rows`` of inputs
+    make a step.
     """
 
     original: Model
     feeds: Sequence[Feeds]
     made_up: PictureInput | None
     seed: int
+    rows: int = ROWS
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,12 @@ class Refined:
             f"refined in {self.steps} steps: error of the outputs on the calibration inputs "
             f"{self.before:.3g} -> {self.after:.3g}"
         )
+
+
+def rows_within(macs: float, steps: int) -> int:
+    """Rows of inputs for each of so many steps, of a model of so many MACs a row; fewer than
+    ``FEWEST`` are not worth it."""
+    return int(min(ROWS, WORK / max(THERE_AND_BACK * macs * steps, 1)))
 
 
 def refine(
@@ -100,7 +110,7 @@ class _Descent:
 
     def __init__(self, model: Model, lesson: Lesson) -> None:
         self.model, self.lesson = model, lesson
-        self.rows = _rows(model, lesson.feeds[0])
+        self.rows = _rows(model, lesson.feeds[0], lesson.rows)
         self.batched = batched_inputs(lesson.original)
         self.teacher = session(lesson.original)
         self.known: dict[tuple[int, int], list[Array]] = {}
@@ -124,7 +134,7 @@ class _Descent:
     @property
     def runs(self) -> int:
         """Runs for one step."""
-        return max(1, -(-ROWS // self.rows))
+        return max(1, -(-self.lesson.rows // self.rows))
 
     def open(self) -> None:
         """Write the loss and its gradients."""
@@ -228,7 +238,7 @@ class _Descent:
         return {**exercise.feeds, **tuned, **dict(zip(self.targets, exercise.targets, strict=True))}
 
 
-def _rows(model: Model, feed: Feeds) -> int:
+def _rows(model: Model, feed: Feeds, wanted: int) -> int:
     """Rows for a run: those of a chunk, or as many as fit into ``MEMORY``; no option decides it,
     since a plan is to give the same weights again."""
     sizes = _sizes(model, feed)
@@ -238,7 +248,7 @@ def _rows(model: Model, feed: Feeds) -> int:
     moving = (s for name, s in shapes.shape.items() if s and name not in model.constant_names)
     elements = sum(float(np.prod(s, dtype=np.float64)) for s in moving) / max(count, 1)
     most = int(MEMORY / (BYTES_PER_ELEMENT * max(elements, 1)))
-    return rows_per_run(model) or max(1, min(count, most))
+    return rows_per_run(model) or max(1, min(count, most, wanted))
 
 
 def _sizes(model: Model, feed: Feeds) -> dict[str, tuple[int, ...]]:
