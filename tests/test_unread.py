@@ -186,3 +186,18 @@ def test_they_leave_first_on_inputs_and_weights(criterion: str) -> None:
     shapes = {t.name: tuple(t.dims) for t in found.model.graph.initializer}
     assert shapes["V"] == weights["V"]
     assert shapes["A"][0] < weights["A"][0]
+
+
+def test_dead_ends_hold_nothing_in_place() -> None:
+    """Nodes that lead nowhere, the second by way of the first, and a use of a shared weight."""
+    b = Builder(0)
+    h = b.add("Relu", b.conv("x", 3, 16))
+    weight = b.weight(8, 16, 1, 1)
+    y = b.add("Conv", h, weight)
+    b.add("Relu", b.add("Conv", h, weight))
+    model = b.model({"x": [2, 3, 5, 5]}, {y: [2, 8, 5, 5]})
+    for lossless in (True, False):
+        prepared = api.prepare(model, Scope(lossless=lossless))
+        assert len(prepared.analysis.model.nodes) == 3
+        assert [len(group) for group in prepared.analysis.coupling.groups] == [16]
+    assert not prepared.moved

@@ -6,6 +6,7 @@ from graphprune.plugins import Plugin
 from graphprune.repair import REPAIRS
 from graphprune_passes.align_groups import AlignGroups
 from graphprune_passes.clean_up import CleanUp
+from graphprune_passes.drop_dead_ends import DropDeadEnds
 from graphprune_passes.factorise import Factorise
 from graphprune_passes.fold_batch_norm import FoldBatchNorm
 from graphprune_passes.fold_masks import FoldMasks
@@ -32,6 +33,7 @@ plugin = Plugin(
     name="builtin",
     criteria=(*OBSERVED, *CRITERIA),
     passes=(
+        DropDeadEnds,
         OpenBodies,
         LiftConstants,
         OpenSequences,
@@ -58,6 +60,7 @@ plugin = Plugin(
     ),
     repairs=REPAIRS,
     prepare=(
+        DropDeadEnds(),
         OpenBodies(),
         LiftConstants(),
         OpenSequences(),
