@@ -19,7 +19,6 @@ from graphprune.ladders import (
     BLOCKS,
     Ladder,
     Start,
-    grid_of,
     ladder_of_blocks,
     ladders_of,
     levels_of,
@@ -77,8 +76,9 @@ def allocate(
     damage grows with what has left already). A grid too coarse for the budget is halved, which is
     then said, unless the user asked for just this grid. Costs are evaluated exactly. With
     ``allow_miss`` a budget out of reach is approached as far as possible, which is then said.
-    Units in ``stays`` never leave; ``begin`` says what has left before; ``known`` is a choice on
-    this grid that fits.
+    Narrow groups take finer steps (``Target.fewest_steps``) only where curves say what those are
+    worth: they save no time. Units in ``stays`` never leave; ``begin`` says what has left before;
+    ``known`` is a choice on this grid that fits.
 
     Raises ``NothingPrunableError`` without units, ``TargetError`` where all steps are not enough.
     """
@@ -91,7 +91,7 @@ def allocate(
     before = analysis.cost.of(analysis.nothing_removed)
     limits = {kind: share * before.of(kind) for kind, share in budgets.items()}
     notes: tuple[str, ...] = ()
-    grid = grid_of(analysis, target, curved=bool(curves))
+    grid = target if curves else replace(target, fewest_steps=1)
     while True:
         ladders = ladders_of(analysis, scores, grid, stays, begin)
         ladders += ladder_of_blocks(coupling, scores, curves, begin)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ from graphprune.relations import Role
 from graphprune.targets import Target
 
 BLOCKS = -1  # in place of a group's index: residual blocks, which leave one after the other
-MOSTLY = 0.5
 Scores = NDArray[np.float64]
 
 
@@ -111,21 +110,6 @@ def ladder_of_blocks(
     order = units[np.argsort(scores[units], kind="stable")]
     ladder = Ladder(order, list(range(len(units), -1, -1)))
     return [ladder if begin is None else ladder.begun(begin, BLOCKS)]
-
-
-def grid_of(analysis: Analysis, target: Target, curved: bool) -> Target:
-    """The target, whose narrow groups take finer steps (``Target.fewest_steps``) only where curves
-    say what those are worth, and where such groups have a part in more than ``MOSTLY`` of the MACs:
-    finer steps save no time."""
-    if not curved:
-        return replace(target, fewest_steps=1)
-    narrow = [np.empty(0, np.int64)]
-    for group in analysis.coupling.groups:
-        step = 1 if group.counts is not None else _step_of(analysis, group, target)[0]
-        narrow += [group.units] if len(group) < target.fewest_steps * step else []
-    cost, units = analysis.cost, np.concatenate(narrow)
-    mostly = cost.macs_touched(units) > MOSTLY * cost.of(analysis.nothing_removed).macs
-    return target if mostly else replace(target, fewest_steps=1)
 
 
 def _step_of(analysis: Analysis, group: Group, target: Target) -> tuple[int, int]:

@@ -8,11 +8,8 @@ from typing import Any
 
 import onnx
 import pytest
-from graphs import Builder
 
-from graphprune import api
 from graphprune.errors import UsageError
-from graphprune.ladders import grid_of
 from graphprune.targets import as_toml, builtin, choose, detect
 
 Run = Callable[..., Any]
@@ -123,18 +120,3 @@ def test_a_folder_called_toml(tmp_path: Path) -> None:
 def test_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match="cpu-avx2"):
         choose(builtin(), "magic")
-
-
-@pytest.mark.parametrize(("widths", "finer"), [((24, 24, 24), True), ((24, 96, 96), False)])
-def test_models_that_are_mostly_narrow_take_finer_steps_by_curves(
-    widths: tuple[int, ...], finer: bool
-) -> None:
-    b = Builder()
-    y, before = "x", 3
-    for width in widths:
-        y, before = b.add("Relu", b.conv(y, before, width)), width
-    y = b.conv(y, before, 2)
-    analysis = api.prepare(b.model({"x": [1, 3, 8, 8]}, {y: [1, 2, 8, 8]})).analysis
-    target = builtin()["cpu-avx512"]
-    assert (grid_of(analysis, target, curved=True) == target) is finer
-    assert grid_of(analysis, target, curved=False).fewest_steps == 1
