@@ -33,13 +33,13 @@ from graphprune.planning import Judged, decide, judge, planned, rehearse, settle
 from graphprune.prepared import Prepared, analyse, prepare, registry
 from graphprune.replay import replayed
 from graphprune.result import Result
+from graphprune.scoring import scorer_of
 from graphprune.search import best_weights, error_on, settled_blocks, smallest_within
 from graphprune.storage import load, source_bytes
 from graphprune.study import Study, announced, study
 from graphprune.summing import sum_up
 from graphprune.targets import choose
 from graphprune.unconstrained import carried_over, chosen, opened, widened
-from graphprune.validate import scorer_of
 
 __all__ = ["analyse", "apply", "plan", "prepare", "prune", "prune_each", "registry"]
 

@@ -14,9 +14,10 @@ from graphprune.errors import UsageError
 from graphprune.interface import fitted_sizes
 from graphprune.prepared import Prepared
 from graphprune.runtime import Timing, random_inputs, session, time_interleaved
+from graphprune.scoring import read_inputs
 from graphprune.shapes import Shape, infer
 from graphprune.storage import load, source_bytes
-from graphprune.validate import compare_outputs, read_inputs
+from graphprune.validate import compare_outputs
 from graphprune.version import __version__
 
 

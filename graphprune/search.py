@@ -24,8 +24,8 @@ from graphprune.options import Options
 from graphprune.planning import Judged, decide, settled
 from graphprune.repair.damage import silent
 from graphprune.runtime import Feeds, random_inputs, run_session, session
+from graphprune.scoring import scorer_of
 from graphprune.study import Progress, Study, repaired
-from graphprune.validate import scorer_of
 
 SPREAD = 0.5  # standard deviation of the logarithm by which a group's curve is first scaled
 FOUND, MISSED = 1.5, 0.9  # what that is multiplied with after each draw: about one in five succeeds

@@ -17,8 +17,9 @@ from graphprune.pace import PACED_ROUNDS, Paced, held
 from graphprune.plan import Plan
 from graphprune.prepared import Prepared
 from graphprune.result import Result, Summary
+from graphprune.scoring import scorer_of
 from graphprune.study import Study
-from graphprune.validate import Verdict, measure, scorer_of
+from graphprune.validate import Verdict, measure
 
 NOTHING_IDLE = "lossless: nothing here is dead, constant or a duplicate; the model is as given"
 STRANGE = 1.0  # largest output difference from which on the result is another function

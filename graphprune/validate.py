@@ -1,48 +1,37 @@
-"""Measure the result against the original: law 3, outputs, latency, accuracy."""
+"""The result against the original: law 3 proved; outputs, latency and accuracy measured."""
 
 from __future__ import annotations
 
-import importlib
-import sys
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from graphprune.analysis import Analysis
 from graphprune.branches import Branches, rewritten_branches
 from graphprune.coupling import Mask
-from graphprune.errors import ModelError, UsageError, VerificationError
+from graphprune.errors import ModelError, VerificationError
 from graphprune.interface import fitted
 from graphprune.model import Array, Model
 from graphprune.operators import Operator, profiled_sessions
 from graphprune.oracle import Open, compared, law_errors, relative_error, with_outputs
 from graphprune.runtime import (
     Feeds,
-    input_dtype,
     opened,
     random_inputs,
     run_session,
     session,
     time_interleaved,
 )
-from graphprune.shapes import Shape, Shapes, declared
+from graphprune.scoring import Scorer
+from graphprune.shapes import Shape, Shapes
 from graphprune.survivors import bound_to_sizes, shifted_nodes
 from graphprune.unrounded import rounds, unrounded
 
 TOLERANCE = 1e-4  # relative, float32; measured noise of real models is around 1e-6
 LOW_PRECISION_TOLERANCE = 2e-2  # float16 and bfloat16 models
 LARGER = 32  # a second size for symbolic axes, where the first was small
-DAMAGED = (zipfile.BadZipFile, zlib.error)
-Scorer = Callable[[Model, int, str], float]  # model, threads, provider → more is better
-Run = Callable[[Feeds], list[Array]]
-A_SCORE = "A function that gets run(feeds) -> outputs, and gives a number: more is better."
-CHUNK = 64  # labelled samples per run where the batch is free
 
 
 @dataclass(frozen=True)
@@ -314,138 +303,3 @@ def measure(
         accuracy=None if scores is None else (scores[0], scores[1]),
         operators=operators,
     )
-
-
-def read_inputs(path: Path, model: Model, extra: tuple[str, ...] = ()) -> dict[str, Array]:
-    """Arrays named by graph input (and ``extra``) from an npz file, in the inputs' types."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            data = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, AttributeError, TypeError, EOFError, *DAMAGED) as error:
-        cause = (
-            error.strerror if isinstance(error, OSError) and error.strerror else "not an .npz file"
-        )
-        hint = "Check the path; an .npz file holds arrays named by graph input."
-        raise UsageError(f"cannot read arrays from the file: {cause}", str(path), hint) from error
-    wanted = {value.name for value in model.inputs} | set(extra)
-    if not wanted <= set(data):
-        raise UsageError(
-            f"the file holds {sorted(data)}",
-            str(path),
-            f"It needs one array for each of {sorted(wanted)}.",
-        )
-    for value in model.inputs:
-        data[value.name] = _as_input(data[value.name], value, path)
-    return data
-
-
-def _as_input(array: Array, value: onnx.ValueInfoProto, path: Path) -> Array:
-    """The array in the input's type; its shape must fit what the input declares."""
-    where = f"array {value.name!r} of {path}"
-    if array.dtype.kind not in "biuf":
-        raise UsageError(f"not numbers but {array.dtype}", where, "Save arrays of numbers.")
-    dims = declared(value)
-    fits = dims is None or (
-        array.ndim == len(dims)
-        and all(d is None or d == s for d, s in zip(dims[1:], array.shape[1:], strict=True))
-    )
-    if not fits:
-        raise UsageError(
-            f"shape {list(array.shape)} does not fit the declared {dims}",
-            where,
-            "The first size is the number of samples, the others are the input's.",
-        )
-    return array.astype(input_dtype(value))
-
-
-def scorer_of(given: str | Path, original: Model) -> Scorer:
-    """How a model is scored: top-1 on an .npz of labelled arrays, or ``module:function``, a Python
-    function that gets ``run(feeds) -> outputs`` and returns a number where more is better.
-
-    Raises ``UsageError`` where neither can be read.
-    """
-    module, colon, name = str(given).partition(":")
-    if colon and name.isidentifier() and not Path(given).exists():
-        score = _imported(module, name)
-        return lambda model, threads, provider: _called(
-            score, str(given), running(model, threads, provider)
-        )
-    labelled = read_labelled(Path(given), original)
-    return lambda model, threads, provider: accuracy(
-        original, running(model, threads, provider), labelled
-    )
-
-
-def running(model: Model, threads: int, provider: str) -> Run:
-    """The model as a function, of feeds that may be those of the model it was cut from."""
-    runner = session(model, threads, provider)
-    return lambda feeds: run_session(runner, fitted(model, feeds))
-
-
-def _imported(module: str, name: str) -> Callable[..., object]:
-    """The user's function; modules beside the working directory are found too."""
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, SyntaxError) as error:
-        raise UsageError(
-            f"cannot import the score: {error}",
-            f"--eval {module}:{name}",
-            "Give FILE.npz, or MODULE:FUNCTION of a module that Python finds from this folder.",
-        ) from error
-    finally:
-        sys.path.pop(0)
-    if not callable(found):
-        raise UsageError("the score is no function", f"--eval {module}:{name}", A_SCORE)
-    return found  # type: ignore[no-any-return]
-
-
-def _called(score: Callable[..., object], given: str, run: Run) -> float:
-    value = score(run)
-    if not isinstance(value, int | float | np.number):
-        raise UsageError(f"the score is no number but {value!r}", f"--eval {given}", A_SCORE)
-    return float(value)
-
-
-def read_labelled(path: Path, model: Model) -> dict[str, Array]:
-    """Arrays named by graph input, and ``labels``; all of one length."""
-    data = read_inputs(path, model, ("labels",))
-    if data["labels"].dtype.kind not in "iu":
-        raise UsageError(
-            f"labels are not whole numbers but {data['labels'].dtype}",
-            str(path),
-            "A label is the number of a class, counted from 0.",
-        )
-    lengths = {name: len(array) for name, array in data.items() if array.ndim}
-    if len(set(lengths.values())) != 1 or not data["labels"].size:
-        hint = "Each array has an entry for each sample, and there is one at least."
-        raise UsageError(f"arrays of different lengths: {lengths}", str(path), hint)
-    return data
-
-
-def accuracy(model: Model, run: Run, labelled: Mapping[str, Array]) -> float:
-    """Top-1 of the first output over its last axis, in [0, 1]; ``labelled`` is for ``model``."""
-    labels = labelled["labels"].reshape(-1)
-    batch = _batch(model)
-    hits = 0
-    for start in range(0, len(labels), batch):
-        feeds = {}
-        for value in model.inputs:
-            chunk = labelled[value.name][start : start + batch]
-            short = batch - len(chunk) if declared_batch(model) else 0
-            feeds[value.name] = np.concatenate([chunk, chunk[:1].repeat(short, axis=0)])
-        answer = run(feeds)[0]
-        truth = labels[start : start + batch]
-        guess = answer.reshape(len(answer), -1, answer.shape[-1]).argmax(-1)[: len(truth), -1]
-        hits += int((guess == truth).sum())
-    return hits / len(labels)
-
-
-def declared_batch(model: Model) -> int | None:
-    """The fixed batch size that the first input declares, ``None`` where it is free."""
-    dims = declared(model.inputs[0])
-    return dims[0] if dims else None
-
-
-def _batch(model: Model) -> int:
-    return declared_batch(model) or CHUNK

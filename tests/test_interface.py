@@ -23,9 +23,9 @@ from graphprune.explain import explain, parse_place
 from graphprune.interface import RECORD, fitted
 from graphprune.options import Options
 from graphprune.runtime import random_inputs, run_session, session
+from graphprune.scoring import running, scorer_of
 from graphprune.shapes import infer
 from graphprune.storage import load
-from graphprune.validate import running, scorer_of
 
 Run = Callable[..., Ran]
 FREE = Scope(interface=True)

@@ -24,10 +24,10 @@ from graphprune import api
 from graphprune.contest import CLEARLY, SIGMAS
 from graphprune.options import Options
 from graphprune.planning import judge
+from graphprune.scoring import scorer_of
 from graphprune.search import Nearness, candidate, held_out
 from graphprune.study import study
 from graphprune.unconstrained import Chosen, field_of, settled
-from graphprune.validate import scorer_of
 from tools.benchmark_upscale import Opened, add_options, opened
 
 NAMES = "resnet20_cifar10_bn,fashion_resnet"

@@ -22,7 +22,8 @@ from graphprune.calibrate.samples import Samples, batched_inputs
 from graphprune.errors import UsageError
 from graphprune.model import Array, Model
 from graphprune.runtime import input_dtype
-from graphprune.shapes import Shapes, declared
+from graphprune.shapes import Shapes
+from graphprune.sizes import declared
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
 UNREADABLE = (

@@ -28,7 +28,8 @@ from graphprune.gradient.extend import extended, tape_for, value_of
 from graphprune.gradient.tape import Value
 from graphprune.model import Array, Model
 from graphprune.runtime import Feeds, input_dtype, random_inputs, run_session, session
-from graphprune.shapes import Shape, Shapes, declared, infer
+from graphprune.shapes import Shape, Shapes, infer
+from graphprune.sizes import declared
 
 Floats = NDArray[np.float32]
 Evaluate = Callable[[Floats], tuple[float, Floats]]  # pictures → loss, its gradient

@@ -15,7 +15,8 @@ from PIL import Image
 from graphprune.errors import UsageError
 from graphprune.model import Array, Model
 from graphprune.runtime import input_dtype
-from graphprune.shapes import Shapes, declared
+from graphprune.shapes import Shapes
+from graphprune.sizes import declared
 
 LAYOUTS = ("auto", "nchw", "nhwc")
 ORDERS = ("rgb", "bgr")

@@ -12,7 +12,7 @@ import onnx
 
 from graphprune.model import Array, Model
 from graphprune.runtime import Feeds
-from graphprune.shapes import declared
+from graphprune.sizes import declared
 
 HELD_OUT = 5  # of so many chunks one judges what was learnt from the others
 

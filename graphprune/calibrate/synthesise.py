@@ -19,7 +19,8 @@ from graphprune.errors import ModelError, UsageError
 from graphprune.lookups import index_bounds
 from graphprune.model import Array, Model
 from graphprune.runtime import asked_for, input_dtype, run_session, session
-from graphprune.shapes import Shape, Shapes, axis_names, batch_names
+from graphprune.shapes import Shape, Shapes
+from graphprune.sizes import axis_names, batch_names
 
 Draw = Callable[[int, np.random.Generator], Array]  # how many rows → rows
 
