@@ -16,7 +16,7 @@ from graphprune.errors import UsageError
 from graphprune.interface import fitted
 from graphprune.model import Array, Model
 from graphprune.runtime import Feeds, input_dtype, run_session, session
-from graphprune.sizes import declared
+from graphprune.sizes import check_samples, declared
 
 DAMAGED = (zipfile.BadZipFile, zlib.error)
 Scorer = Callable[[Model, int, str], float]  # model, threads, provider → more is better
@@ -53,17 +53,7 @@ def _as_input(array: Array, value: onnx.ValueInfoProto, path: Path) -> Array:
     where = f"array {value.name!r} of {path}"
     if array.dtype.kind not in "biuf":
         raise UsageError(f"not numbers but {array.dtype}", where, "Save arrays of numbers.")
-    dims = declared(value)
-    fits = dims is None or (
-        array.ndim == len(dims)
-        and all(d is None or d == s for d, s in zip(dims[1:], array.shape[1:], strict=True))
-    )
-    if not fits:
-        raise UsageError(
-            f"shape {list(array.shape)} does not fit the declared {dims}",
-            where,
-            "The first size is the number of samples, the others are the input's.",
-        )
+    check_samples(array.shape, value, where)
     return array.astype(input_dtype(value))
 
 

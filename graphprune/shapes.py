@@ -28,6 +28,7 @@ from graphprune.sizes import (
     check_given,
     concrete,
     declared,
+    larger,
     nameless_batches,
     symbols,
 )
@@ -60,6 +61,7 @@ class Shapes:
     turns: dict[str, int] = field(default_factory=dict)  # loop body → how often it runs, if known
     assumed: frozenset[str] = frozenset()  # inputs whose symbolic sizes might as well be others
     decided: tuple[str, ...] = ()  # tensors of which only the data decides a size
+    varying: frozenset[str] = frozenset()  # bounds of ranges that are others at other sizes
 
 
 def infer(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Shapes:
@@ -112,7 +114,35 @@ def infer(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Shap
             f"taken as {list(last.shape[name] or ())}"
         )
     assumed = open_names if open_names and chosen in (TRIED_SIZES[0], 1) else []
-    return replace(last, symbolic=symbolic, notes=tuple(notes), assumed=frozenset(assumed))
+    return replace(
+        last,
+        symbolic=symbolic,
+        notes=tuple(notes),
+        assumed=frozenset(assumed),
+        varying=_varying(model, last, symbolic),
+    )
+
+
+def _varying(
+    model: Model, known: Shapes, symbolic: Mapping[str, tuple[int, ...]]
+) -> frozenset[str]:
+    """Computed bounds of Slices whose values are others where the inputs have other sizes."""
+    bounds = {
+        name
+        for node in model.nodes
+        if node.op_type == "Slice"
+        for name in node.input[1:3]
+        if name in known.value and name not in model.constant_names
+    }
+    if not bounds or not any(symbolic.values()):
+        return frozenset()
+    try:
+        other = _walk(model, larger(known.inputs, symbolic))
+    except ModelError:  # sizes that the model does not take
+        return frozenset()
+    return frozenset(
+        name for name in bounds if not np.array_equal(known.value[name], other.value.get(name, ()))
+    )
 
 
 def _unknown(shapes: Shapes) -> int:

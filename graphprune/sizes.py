@@ -12,6 +12,7 @@ from graphprune.model import Model
 
 Sizes = tuple[int, ...]
 LARGEST_INPUT = 1 << 30  # elements
+LARGER = 32  # a second size for symbolic axes, where the first was small
 
 
 def declared(value: onnx.ValueInfoProto) -> list[int | None] | None:
@@ -44,6 +45,21 @@ def check_given(model: Model, given: Mapping[str, Sizes]) -> None:
                 name,
                 f"Give {name}:{sizes} with a number for each N." if sizes else "",
             )
+
+
+def check_samples(shape: Sizes, value: onnx.ValueInfoProto, where: str) -> None:
+    """Raise ``UsageError`` where samples of ``shape``, along its first axis, do not fit an input."""
+    dims = declared(value)
+    fits = dims is None or (
+        len(shape) == len(dims)
+        and all(d is None or d == s for d, s in zip(dims[1:], shape[1:], strict=True))
+    )
+    if not fits:
+        raise UsageError(
+            f"shape {list(shape)} does not fit the declared {dims}",
+            where,
+            "The first size is the number of samples, the others are the input's.",
+        )
 
 
 def batch_names(model: Model) -> set[str]:
@@ -115,3 +131,17 @@ def concrete(
             "Export the model for a smaller input.",
         )
     return shape
+
+
+def larger(
+    inputs: Mapping[str, Sizes], symbolic: Mapping[str, tuple[int, ...]]
+) -> dict[str, Sizes]:
+    """The same inputs with other values for their symbolic axes: batch 2, and larger ones."""
+
+    def resized(shape: Sizes, axes: tuple[int, ...]) -> Sizes:
+        return tuple(
+            size if axis not in axes else 2 if axis == 0 else max(2 * size, LARGER)
+            for axis, size in enumerate(shape)
+        )
+
+    return {name: resized(shape, symbolic.get(name, ())) for name, shape in inputs.items()}

@@ -26,12 +26,12 @@ from graphprune.runtime import (
 )
 from graphprune.scoring import Scorer
 from graphprune.shapes import Shape, Shapes
+from graphprune.sizes import larger
 from graphprune.survivors import bound_to_sizes, shifted_nodes
 from graphprune.unrounded import rounds, unrounded
 
 TOLERANCE = 1e-4  # relative, float32; measured noise of real models is around 1e-6
 LOW_PRECISION_TOLERANCE = 2e-2  # float16 and bfloat16 models
-LARGER = 32  # a second size for symbolic axes, where the first was small
 
 
 @dataclass(frozen=True)
@@ -235,18 +235,8 @@ def _in_order(arrays: list[Array], last: int) -> list[Array]:
 
 
 def other_sizes(shapes: Shapes) -> list[dict[str, Shape]]:
-    """The same inputs with other values for their symbolic axes: batch 2, and larger ones."""
-    if not any(shapes.symbolic.values()):
-        return []
-
-    def resized(name: str, shape: Shape) -> Shape:
-        axes = shapes.symbolic[name]
-        return tuple(
-            size if axis not in axes else 2 if axis == 0 else max(2 * size, LARGER)
-            for axis, size in enumerate(shape)
-        )
-
-    return [{name: resized(name, shape) for name, shape in shapes.inputs.items()}]
+    """The same inputs at other sizes, if their declarations leave some open."""
+    return [larger(shapes.inputs, shapes.symbolic)] if any(shapes.symbolic.values()) else []
 
 
 def tolerance(analysis: Analysis) -> float:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import onnx
 from numpy.lib import format as npy
 from PIL import Image
 
@@ -23,7 +22,7 @@ from graphprune.errors import UsageError
 from graphprune.model import Array, Model
 from graphprune.runtime import input_dtype
 from graphprune.shapes import Shapes
-from graphprune.sizes import declared
+from graphprune.sizes import check_samples, declared
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
 UNREADABLE = (
@@ -49,7 +48,7 @@ def from_npz(path: str | Path, model: Model, count: int | None = None) -> Sample
     path = Path(path)
     arrays = _map_members(path, [value.name for value in model.inputs])
     for value in model.inputs:
-        _check_fits(arrays[value.name], value, path)
+        check_samples(arrays[value.name].shape, value, f"array {value.name!r} of {path}")
     batched = _batched(model, arrays, path)
     lengths = {name: len(arrays[name]) for name in arrays if name in batched}
     if len(set(lengths.values())) > 1:
@@ -188,20 +187,6 @@ def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     if version == (2, 0):
         return npy.read_array_header_2_0(member)
     raise ValueError(f"version {version} of the array format")
-
-
-def _check_fits(array: Array, value: onnx.ValueInfoProto, path: Path) -> None:
-    dims = declared(value)
-    fits = dims is None or (
-        array.ndim == len(dims)
-        and all(d is None or d == s for d, s in zip(dims[1:], array.shape[1:], strict=True))
-    )
-    if not fits:
-        raise UsageError(
-            f"shape {list(array.shape)} does not fit the declared {dims}",
-            f"array {value.name!r} of {path}",
-            "Give samples as the model takes them, along the first axis.",
-        )
 
 
 def _batched(model: Model, arrays: dict[str, Array], path: Path) -> frozenset[str]:

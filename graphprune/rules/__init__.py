@@ -99,6 +99,7 @@ def _relate_node(
         values=tuple(shapes.value.get(name) for name in node.input),
         constant=tuple(name in model.constant_names for name in node.input),
         relations=relations,
+        varying=tuple(name in shapes.varying for name in node.input),
     )
     marks = (len(relations.ties), len(relations.folds), len(relations.pins))
     try:

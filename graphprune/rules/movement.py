@@ -151,6 +151,9 @@ def slice_(op: Op) -> None:
             op.tie(x[axis], y[axis])
             _count_bounds(op, i, x[axis], starts[i], ends[i])
             continue
+        if op.varies(1) or op.varies(2):
+            op.pin(x[axis], "a range of the axis that the sizes of the inputs decide")
+            continue
         if steps[i] != 1:
             _strided(op, i, x[axis], y[axis], range(starts[i], ends[i], steps[i]))
             continue

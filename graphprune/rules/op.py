@@ -64,6 +64,7 @@ class Op:
     values: tuple[Array | None, ...]
     constant: tuple[bool, ...]
     relations: Relations
+    varying: tuple[bool, ...] = ()  # whether a value is another where inputs have other sizes
     places: tuple[int, ...] = ()  # where inputs stand in the node, if a view shows only some
     integers: tuple[Quantised | None, ...] = ()  # how inputs read that are quantised
 
@@ -105,6 +106,10 @@ class Op:
     def value(self, index: int) -> Array | None:
         """The value of an input where shapes and constants decide it."""
         return self.values[index] if index < len(self.values) else None
+
+    def varies(self, index: int) -> bool:
+        """Whether the value of an input is another where the model's inputs have other sizes."""
+        return index < len(self.varying) and self.varying[index]
 
     def list_of(self, attr: str, index: int) -> list[int] | None:
         """A list given as attribute (older opsets) or as input ``index`` (newer ones)."""
