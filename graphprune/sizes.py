@@ -48,7 +48,7 @@ def check_given(model: Model, given: Mapping[str, Sizes]) -> None:
 
 
 def check_samples(shape: Sizes, value: onnx.ValueInfoProto, where: str) -> None:
-    """Raise ``UsageError`` where samples of ``shape``, along its first axis, do not fit an input."""
+    """Raise ``UsageError`` where samples (rows along the first axis) do not fit an input."""
     dims = declared(value)
     fits = dims is None or (
         len(shape) == len(dims)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from graphs import Builder
 from idle_forms import cleaned, counts, widths
@@ -18,7 +19,7 @@ from graphprune.criteria import Scoring, score
 from graphprune.cut import cut
 from graphprune.oracle import law_error
 from graphprune.prepared import Prepared
-from graphprune.runtime import random_inputs
+from graphprune.runtime import random_inputs, run_session, session
 from graphprune.storage import load
 from graphprune.unread import unread_units
 
@@ -201,3 +202,35 @@ def test_dead_ends_hold_nothing_in_place() -> None:
         assert len(prepared.analysis.model.nodes) == 3
         assert [len(group) for group in prepared.analysis.coupling.groups] == [16]
     assert not prepared.moved
+
+
+LENGTHS = """<ir_version: 8, opset_import: ["": 17]> g (float[b,n,8] x) => (float[b,n,4] y)
+<int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[1] two = {{2}}> {{
+  shape = Shape(x) n = Slice(shape, one, two) {steps} rows = Slice(table, {range}, zero)
+  turned = Transpose<perm = [1, 0]>(rows) near = MatMul(x, turned) sum = MatMul(near, rows)
+  hidden = MatMul(sum, A) r = Relu(hidden) y = MatMul(r, B)
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("steps", "between"),
+    [("", "zero, n"), ("twice = Mul(n, two)", "n, twice"), ("less = Neg(n)", "less, shape_of")],
+)
+def test_rows_that_other_lengths_read_stay(steps: str, between: str) -> None:
+    """A table of positions, of which the length of the input decides the part that is read."""
+    if "shape_of" in between:
+        steps, between = f"{steps} shape_of = Sub(n, n) end = Add(shape_of, big)", "less, end"
+    proto = onnx.parser.parse_model(LENGTHS.format(steps=steps, range=between))
+    rng = np.random.default_rng(0)
+    sizes = {"table": (128, 8), "A": (8, 32), "B": (32, 4)}
+    arrays: dict[str, Any] = {n: rng.normal(size=s).astype("f4") for n, s in sizes.items()}
+    arrays["big"] = np.array([1 << 20])
+    proto.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in arrays.items())
+    clean, pruned = (
+        load(api.prune(proto, share, criterion="l1", repair="none", measure=False).model)
+        for share in (None, 0.7)
+    )
+    x = rng.normal(size=(2, 50, 8)).astype("f4")
+    (expected,) = run_session(session(load(proto)), {"x": x})
+    np.testing.assert_allclose(run_session(session(clean), {"x": x})[0], expected, rtol=1e-4)
+    assert run_session(session(pruned), {"x": x})[0].shape == (2, 50, 4)
