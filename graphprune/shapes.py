@@ -123,6 +123,22 @@ def infer(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Shap
     )
 
 
+def open_values(model: Model, shapes: Shapes, inputs: bool) -> frozenset[str]:
+    """All that is computed from the shape of a tensor behind one whose size only the data decides;
+    with ``inputs`` from any shape: what their sizes decide."""
+    behind = set(shapes.decided)
+    found: set[str] = set()
+    for node in model.nodes if inputs or behind else ():
+        written = [name for name in node.output if name]
+        if node.op_type in ("Shape", "Size") and node.input[0] not in model.constant_names:
+            found.update(written if inputs or node.input[0] in behind else ())
+        if not found.isdisjoint(node.input):
+            found.update(written)
+        if not behind.isdisjoint(node.input):
+            behind.update(written)
+    return frozenset(found)
+
+
 def _varying(
     model: Model, known: Shapes, symbolic: Mapping[str, tuple[int, ...]]
 ) -> frozenset[str]:

@@ -135,6 +135,26 @@ def test_what_is_known_is_no_guess() -> None:
     assert shapes.shape[y] == (3, 4)
 
 
+@pytest.mark.parametrize("flops", [None, 0.8])
+def test_no_channel_is_chosen_by_what_was_taken(flops: float | None) -> None:
+    """Eight channels, from as many on as numbers of ``q`` are not zero: of ten, all are dead."""
+    b = Builder(opset=16)
+    count = b.add("Slice", b.add("Shape", b.add("NonZero", "q")), b.ints(1), b.ints(2))
+    dead = np.r_[10:18]
+    first = b.rng.standard_normal((8, 40)).astype(np.float32)
+    first[:, dead] = 0
+    h = b.add("MatMul", "x", b.constant(first))
+    h = b.add("Slice", h, count, b.add("Add", count, b.ints(8)), b.ints(1))
+    h = b.add("Relu", b.add("MatMul", h, b.weight(8, 16)))
+    y = b.add("MatMul", h, b.weight(16, 4))
+    model = b.model({"x": [1, 8], "q": [1, 10]}, {y: [1, 4]})
+    result = prune(model, flops=flops, round_to=1, fast=True, measure=False, lossless=True)
+    nodes = [node.op_type for node in result.model.graph.node]
+    assert not {"Mul", "Div"}.intersection(nodes)
+    (weight,) = (t for t in result.model.graph.initializer if t.name == "c2")
+    assert list(weight.dims) == [8, 40]
+
+
 def test_what_was_taken_is_said() -> None:
     result = halved(two_stages())
     said = [note for note in result.notes if "a size that only the data decides" in note]

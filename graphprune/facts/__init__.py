@@ -19,7 +19,7 @@ from graphprune.facts import linear, movement, normalisation, pointwise
 from graphprune.facts.fact import Fact, Line, along, between, coarse, exactly
 from graphprune.facts.seen import Seen, Table
 from graphprune.model import NOT_COMPUTED, Array, Model
-from graphprune.shapes import Shapes
+from graphprune.shapes import Shapes, open_values
 
 __all__ = ["Fact", "Facts", "Line", "along", "facts_of"]
 
@@ -81,7 +81,7 @@ class Facts:
 
 def facts_of(model: Model, shapes: Shapes) -> Facts:
     """Walk the model once. Reads its weights once or twice."""
-    facts = Facts(model, shapes, sized=_sized(model, shapes))
+    facts = Facts(model, shapes, sized=open_values(model, shapes, any(shapes.symbolic.values())))
     for value in model.inputs:
         kind, shape = shapes.dtype.get(value.name), shapes.shape.get(value.name)
         if shape is not None and kind in (BYTE, BOOLEAN):
@@ -90,19 +90,6 @@ def facts_of(model: Model, shapes: Shapes) -> Facts:
         for index in range(len(model.nodes)):
             facts.known.update(_facts_of_node(facts, index))
     return facts
-
-
-def _sized(model: Model, shapes: Shapes) -> frozenset[str]:
-    """Values that other sizes of the inputs would change: all that is computed from a shape, where
-    some size is open."""
-    if not any(shapes.symbolic.values()):
-        return frozenset()
-    found: set[str] = set()
-    for node in model.nodes:
-        reads_size = node.op_type in ("Shape", "Size") and node.input[0] not in model.constant_names
-        if reads_size or not found.isdisjoint(node.input):
-            found.update(filter(None, node.output))
-    return frozenset(found)
 
 
 def _facts_of_node(facts: Facts, index: int) -> Iterator[tuple[str, Fact]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
@@ -25,7 +25,7 @@ from graphprune.rules import (
 )
 from graphprune.rules.op import Op, RefusedError, Rule, Table
 from graphprune.rules.positions import handed_on, pin_numbers
-from graphprune.shapes import Shapes
+from graphprune.shapes import Shapes, open_values
 from graphprune.slots import Slots, SlotTensor, number
 
 __all__ = ["BUILTIN", "Op", "RefusedError", "Rule", "Table", "relate"]
@@ -50,6 +50,8 @@ BUILTIN: Rules = {
 # What a rule meets in a node that is none: ranks, types or sizes that no such operator has.
 ILL_FORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
+BOUNDED = {"Slice", "Split"}  # by values that must not rest on a size that only the data decides
+
 
 def relate(
     model: Model, shapes: Shapes, rules: Rules = BUILTIN, pin_interface: bool = True
@@ -57,8 +59,9 @@ def relate(
     """Ask the rule of every node; whatever no rule speaks of is pinned with a reason."""
     slots = number(shapes.shape)
     relations = Relations(slots, slots.total)
+    decided = open_values(model, shapes, inputs=False)
     for index, node in enumerate(model.nodes):
-        _relate_node(index, model, shapes, rules, relations)
+        _relate_node(index, model, shapes, rules, relations, decided)
         for name in captured(node):
             _pin_tensor(relations, name, f"captured by the body of {node.op_type}", index)
     pin_numbers(model, relations)
@@ -74,7 +77,12 @@ def relate(
 
 
 def _relate_node(
-    index: int, model: Model, shapes: Shapes, rules: Rules, relations: Relations
+    index: int,
+    model: Model,
+    shapes: Shapes,
+    rules: Rules,
+    relations: Relations,
+    decided: Collection[str],
 ) -> None:
     node = model.nodes[index]
     outputs = [name if _is_read(model, name) else "" for name in node.output]
@@ -90,13 +98,14 @@ def _relate_node(
         known = {name: known.get(name, SlotTensor(name, ())) for name in names}
     if any(name not in known for name in names):
         return _pin_all(relations, names, f"{node.op_type} on a tensor of unknown shape", index)
+    guessed = decided if node.op_type in BOUNDED else ()
     op = Op(
         index=index,
         node=node,
         version=model.opsets.get(domain, 1),
         x=tuple(known[name] if name else None for name in node.input),
         y=tuple(known[name] if name else None for name in outputs),
-        values=tuple(shapes.value.get(name) for name in node.input),
+        values=tuple(None if n in guessed else shapes.value.get(n) for n in node.input),
         constant=tuple(name in model.constant_names for name in node.input),
         relations=relations,
         varying=tuple(name in shapes.varying for name in node.input),
