@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -9,8 +11,9 @@ from attention_forms import FORMS, HEADS, SIZE, WIDTH, einsum_weights, net
 from grouped_forms import GROUPED, KV, ONE_KV_HEAD, cached
 from onnx import numpy_helper
 
-from graphprune.analysis import pinned_reasons
+from graphprune.analysis import Scope, pinned_reasons
 from graphprune.api import prepare, prune
+from graphprune.coupling import USUAL_UNITS
 
 
 @pytest.mark.parametrize("name", [*FORMS, *ONE_KV_HEAD])
@@ -30,12 +33,23 @@ def test_a_kv_head_leaves_with_its_query_heads(name: str) -> None:
     assert result.verdict.passed
 
 
-def test_weights_of_three_axes_lose_heads_and_positions() -> None:
+@pytest.mark.parametrize(
+    ("units", "sizes"), [(USUAL_UNITS, [HEADS]), (("channels", "head-dims"), [SIZE, SIZE])]
+)
+def test_weights_of_three_axes_lose_heads_or_positions(
+    units: tuple[str, ...], sizes: list[int]
+) -> None:
     source = net(einsum_weights)
-    groups = prepare(source).analysis.coupling.groups
-    assert [len(group) for group in groups] == [HEADS, SIZE, SIZE]
-    result = prune(source, flops=0.5, round_to=1, min_channels=1, fast=True, measure=False)
-    assert result.verdict.passed
+    groups = prepare(source, Scope(units=units)).analysis.coupling.groups
+    assert [len(group) for group in groups] == sizes
+    told: dict[str, Any] = {
+        "round_to": 1,
+        "min_channels": 1,
+        "fast": True,
+        "measure": False,
+        "units": units,
+    }
+    assert prune(source, flops=0.5, **told).verdict.passed
 
 
 def test_a_cache_of_the_interface_leaves_query_heads() -> None:
