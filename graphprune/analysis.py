@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -28,7 +28,8 @@ class Scope:
     """What the user lets the analysis touch: patterns on node and tensor names, kinds of units
     (``coupling.UNITS``), input sizes, states of the interface, slots that statistics are taken
     over; whether positions in groups may be aligned before it (``align_groups``), and whether what
-    does nothing leaves first (``clean_up``)."""
+    does nothing leaves first (``clean_up``). ``given`` are the nodes that the user knows: patterns
+    may name those that are gone by now."""
 
     protect: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
@@ -38,6 +39,7 @@ class Scope:
     inexact: bool = False
     aligned: bool = True
     lossless: bool = True
+    given: tuple[onnx.NodeProto, ...] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,8 @@ def analyse(model: Model, scope: Scope | None = None, rules: Rules = BUILTIN) ->
         model,
         shapes,
         relations,
-        held=_protected(model, scope.protect, relations, blocks),
-        allowed=_allowed(model, scope.only, relations, blocks),
+        held=_protected(model, scope, relations, blocks),
+        allowed=_allowed(model, scope, relations, blocks),
         units=scope.units,
         interface=scope.interface,
         inexact=scope.inexact,
@@ -122,11 +124,11 @@ def _check_units(units: Sequence[str]) -> None:
 
 
 def _protected(
-    model: Model, patterns: Sequence[str], relations: Relations, blocks: Sequence[Block]
+    model: Model, scope: Scope, relations: Relations, blocks: Sequence[Block]
 ) -> list[Pin]:
     """Pins on every tensor that matches, on all that a matching node reads or writes, and on every
     block with such a node or tensor in it."""
-    nodes, tensors = matching(model, patterns, "--protect")
+    nodes, tensors = matching(model, scope.protect, "--protect", scope.given)
     names = tensors | {name for node in nodes for name in (*node.input, *node.output)}
     found = [
         relations.slots.tensors[name] for name in sorted(names & relations.slots.tensors.keys())
@@ -141,13 +143,13 @@ def _protected(
 
 
 def _allowed(
-    model: Model, patterns: Sequence[str], relations: Relations, blocks: Sequence[Block]
+    model: Model, scope: Scope, relations: Relations, blocks: Sequence[Block]
 ) -> list[SlotArray] | None:
     """Slots that --only names: what matching nodes write, and matching tensors; a weight's rows.
     A block is named where all its nodes with multiply-accumulates are."""
-    if not patterns:
+    if not scope.only:
         return None
-    nodes, tensors = matching(model, patterns, "--only")
+    nodes, tensors = matching(model, scope.only, "--only", scope.given)
     names = {name for node in nodes for name in node.output}
     names |= {name for name in tensors if name not in model.constant_names}
     rows = [
@@ -169,12 +171,15 @@ def _allowed(
 
 
 def matching(
-    model: Model, patterns: Sequence[str], option: str
+    model: Model, patterns: Sequence[str], option: str, given: Sequence[onnx.NodeProto] = ()
 ) -> tuple[list[onnx.NodeProto], set[str]]:
-    """Nodes and tensors that any of the patterns names; each pattern must name something."""
+    """Nodes and tensors that any of the patterns names; each pattern must name something. Nodes
+    that are ``given`` stand for themselves where the model has none of their name."""
     names = {label(node) for node in model.nodes} | set(model.initializers)
     names |= {output for node in model.nodes for output in node.output if output}
     names |= {value.name for value in model.inputs}
+    gone = [node for node in given if label(node) not in names]
+    names |= {label(node) for node in gone}
     found: set[str] = set()
     for pattern in patterns:
         matched = {name for name in names if fnmatchcase(name, pattern)}
@@ -184,7 +189,7 @@ def matching(
                 hint=f"Patterns are like 'layer1*'. {_near(pattern, names)}",
             )
         found |= matched
-    return [node for node in model.nodes if label(node) in found], found
+    return [node for node in (*model.nodes, *gone) if label(node) in found], found
 
 
 def _near(pattern: str, names: set[str]) -> str:

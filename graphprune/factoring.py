@@ -35,8 +35,8 @@ def in_scope(prepared: Prepared, folded: Model) -> tuple[list[Site], list[str]]:
     """The layers that may be two within --protect and --only, and weights too wide for it."""
     model, scope = prepared.analysis.model, prepared.context.scope
     found, wide = sites(model, folded)
-    held = _named(model, found, scope.protect, "--protect")
-    chosen = _named(model, found, scope.only, "--only") if scope.only else None
+    held = _named(model, found, scope, scope.protect, "--protect")
+    chosen = _named(model, found, scope, scope.only, "--only") if scope.only else None
     kept = [
         site
         for site in found
@@ -46,12 +46,12 @@ def in_scope(prepared: Prepared, folded: Model) -> tuple[list[Site], list[str]]:
 
 
 def _named(
-    model: Model, found: Sequence[Site], patterns: Sequence[str], option: str
+    model: Model, found: Sequence[Site], scope: Scope, patterns: Sequence[str], option: str
 ) -> frozenset[str]:
     """Weights of the sites whose node, weight or output a pattern names."""
     if not patterns:
         return frozenset()
-    nodes, tensors = matching(model, patterns, option)
+    nodes, tensors = matching(model, patterns, option, scope.given)
     outputs = {name for node in nodes for name in node.output}
     return frozenset(
         site.weight

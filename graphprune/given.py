@@ -26,7 +26,7 @@ def scope_of(given: dict[str, Any]) -> Scope:
         _listed(given["units"]),
         given["allow_interface_change"],
         given["allow_inexact"],
-        given["lossless"],
+        lossless=given["lossless"],
     )
 
 

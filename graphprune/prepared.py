@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -156,7 +156,8 @@ def analyse(
         if min(shape, default=1) < 1:
             cause = f"--input-shape {list(shape)} has a size below 1"
             raise UsageError(cause, name, "Sizes are 1 or more.")
-    context = Context(rules=offered.rules, scope=scope or Scope())
+    known = replace(scope or Scope(), given=tuple(original.nodes))
+    context = Context(rules=offered.rules, scope=known)
     done = Pipeline(offered.prepare).run(original, context)
     moved = any(change.what in REWRITES for change in done.changes)
     model, cleaned, uncleaned = done.model, NOT_CLEANED, None

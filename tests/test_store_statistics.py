@@ -9,7 +9,8 @@ import onnx
 import pytest
 from graphs import Builder
 
-from graphprune.api import prune
+from graphprune.analysis import Scope
+from graphprune.api import prepare, prune
 from graphprune.model import Model
 from graphprune.pipeline import Context, PassResult
 from graphprune.storage import load
@@ -145,3 +146,21 @@ def test_masks_follow_a_standardised_weight(tmp_path: Path) -> None:
     result = prune(model, masks=tmp_path / "masks.npz", repair="none", measure=False)
     assert result.verdict.passed
     assert (2, 5) in [group.removed for group in result.plan.groups]
+
+
+@pytest.mark.parametrize("named", ["square", "nowhere"])
+def test_a_pattern_may_name_a_node_that_is_gone(named: str) -> None:
+    """It stands for what it read: the weight that a norm was taken of, what a dead end looked at."""
+    b = Builder()
+    weight = b.weight(8, 24)
+    norm = b.add("ReduceSum", b.add("Mul", weight, weight), b.ints(0))
+    h = b.add("MatMul", "x", b.add("Div", weight, b.add("Sqrt", norm)))
+    b.add("Exp", h)
+    y = b.add("MatMul", b.add("Relu", h), b.weight(24, 4))
+    model = b.model({"x": [2, 8]}, {y: [2, 4]})
+    for node in model.graph.node:
+        node.name = {"Mul": "square", "Exp": "nowhere"}.get(node.op_type, node.name)
+    assert "Exp" not in operators(prepare(model).analysis.model)
+    assert prepare(model).analysis.coupling.groups
+    assert not prepare(model, Scope(protect=(named,))).analysis.coupling.groups
+    assert not prepare(model, Scope(only=(named,))).analysis.coupling.groups
