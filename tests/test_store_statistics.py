@@ -150,7 +150,7 @@ def test_masks_follow_a_standardised_weight(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("named", ["square", "nowhere"])
 def test_a_pattern_may_name_a_node_that_is_gone(named: str) -> None:
-    """It stands for what it read: the weight that a norm was taken of, what a dead end looked at."""
+    """It stands for what it read: the weight that a norm is of, what a dead end looked at."""
     b = Builder()
     weight = b.weight(8, 24)
     norm = b.add("ReduceSum", b.add("Mul", weight, weight), b.ints(0))
