@@ -142,11 +142,11 @@ def open_values(model: Model, shapes: Shapes, inputs: bool) -> frozenset[str]:
 def _varying(
     model: Model, known: Shapes, symbolic: Mapping[str, tuple[int, ...]]
 ) -> frozenset[str]:
-    """Computed bounds of Slices whose values are others where the inputs have other sizes."""
+    """Computed bounds of Slices and Splits that are others where the inputs have other sizes."""
     bounds = {
         name
         for node in model.nodes
-        if node.op_type == "Slice"
+        if node.op_type in ("Slice", "Split")
         for name in node.input[1:3]
         if name in known.value and name not in model.constant_names
     }

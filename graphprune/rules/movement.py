@@ -11,6 +11,7 @@ from graphprune.selectors import is_selector
 from graphprune.slots import Axis, SlotTensor
 
 table = Table()
+BY_SIZES = "a range of the axis that the sizes of the inputs decide"
 
 
 @table.rule("Reshape")
@@ -117,6 +118,10 @@ def split(op: Op) -> None:
     """Outputs are consecutive pieces of the input along ``axis``; what nobody reads is free."""
     x = op.input(0)
     axis = op.axis(default=0)
+    if op.varies(1):
+        for y in filter(None, op.y):
+            op.same(x, y, but=[axis])
+        return op.pin(x[axis], BY_SIZES)
     size = -(-len(x[axis]) // len(op.y))  # of all but the last, where none are given
     sizes = op.list_of("split", 1) or [size] * len(op.y)
     ends = np.minimum(np.cumsum(sizes), len(x[axis]))
@@ -152,7 +157,7 @@ def slice_(op: Op) -> None:
             _count_bounds(op, i, x[axis], starts[i], ends[i])
             continue
         if op.varies(1) or op.varies(2):
-            op.pin(x[axis], "a range of the axis that the sizes of the inputs decide")
+            op.pin(x[axis], BY_SIZES)
             continue
         if steps[i] != 1:
             _strided(op, i, x[axis], y[axis], range(starts[i], ends[i], steps[i]))
