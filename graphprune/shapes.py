@@ -156,9 +156,8 @@ def _varying(
         other = _walk(model, larger(known.inputs, symbolic))
     except ModelError:  # sizes that the model does not take
         return frozenset()
-    return frozenset(
-        name for name in bounds if not np.array_equal(known.value[name], other.value.get(name, ()))
-    )
+    there = bounds & other.value.keys()  # else the model is not made for these sizes
+    return frozenset(n for n in there if not np.array_equal(known.value[n], other.value[n]))
 
 
 def _unknown(shapes: Shapes) -> int:

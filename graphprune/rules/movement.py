@@ -119,8 +119,9 @@ def split(op: Op) -> None:
     x = op.input(0)
     axis = op.axis(default=0)
     if op.varies(1):
-        for y in filter(None, op.y):
-            op.same(x, y, but=[axis])
+        for y in op.y:
+            if y is not None:
+                op.same(x, y, but=[axis])
         return op.pin(x[axis], BY_SIZES)
     size = -(-len(x[axis]) // len(op.y))  # of all but the last, where none are given
     sizes = op.list_of("split", 1) or [size] * len(op.y)
