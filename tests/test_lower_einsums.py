@@ -64,6 +64,23 @@ def test_same_outputs(equation: str) -> None:
     assert len(linears(normal)) == bool(EQUATIONS[equation])
 
 
+def test_a_batch_of_none() -> None:
+    b = Builder()
+    h = b.add("Einsum", "x", b.weight(8, 4, 5), equation="btd,dhe->bthe")
+    y = b.add("Einsum", h, b.weight(4, 5, 8), equation="bthe,hed->btd")
+    model = prepare(b.model({"x": ["n", 3, 8]}, {y: ["n", 3, 8]})).analysis.model
+    (got,) = opened(model)({"x": np.zeros((0, 3, 8), np.float32)})
+    assert got.shape == (0, 3, 8)
+
+
+def test_what_is_broadcast_stays() -> None:
+    b = Builder()
+    y = b.add("Einsum", "x", b.weight(1, 5), equation="btd,dk->btk")
+    model = prepare(b.model({"x": [2, 3, 8]}, {y: [2, 3, 5]})).analysis.model
+    (got,) = opened(model)({"x": np.ones((2, 3, 8), np.float32)})
+    assert got.shape == (2, 3, 5)
+
+
 def attention() -> onnx.ModelProto:
     """Projections to and from [heads, size], then a feed-forward layer, without a bias anywhere."""
     b = Builder()

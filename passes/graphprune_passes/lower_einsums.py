@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import onnx
@@ -122,6 +123,8 @@ def _product(model: Model, node: onnx.NodeProto) -> Product | None:
     product = Product(terms[1 - place], terms[place], target, place)
     if not product.fits or len(weight.dims) != len(product.w):
         return None
+    if any(weight.dims[product.w.index(c)] == 1 for c in product.summed if c != "."):
+        return None  # it may be broadcast
     own = len(model.consumers[weight.name]) == 1 and weight.name not in model.output_names
     return product if product.is_matrix or (own and not on_disk(weight)) else None
 
@@ -137,8 +140,9 @@ def _lowered(
     steps: list[tuple[str, dict[str, list[int]], list[int] | str]] = []
     if product.x != batch + summed:
         steps.append(("Transpose", {"perm": [product.x.index(c) for c in batch + summed]}, ""))
-    if len(summed) > 1:
-        steps.append(("Reshape", {}, [0] * len(batch) + [-1]))
+    if len(summed) > 1:  # its size is said: -1 could not be told of a batch of none
+        width = prod(sizes[product.w.index(c)] for c in summed)
+        steps.append(("Reshape", {}, [0] * len(batch) + [width]))
     steps.append(("MatMul", {}, weight))
     if len(made) > 1:
         steps.append(("Reshape", {}, [0] * len(batch) + [sizes[product.w.index(c)] for c in made]))
