@@ -125,7 +125,8 @@ def removed_units(plan: Plan, analysis: Analysis) -> Mask:
         raise UsageError(
             "the plan belongs to another model",
             f"plan {plan.model_sha256[:12]}, model {analysis.model.sha256[:12]}",
-            "Make a new plan for this model with --plan-out.",
+            "Make a new plan for this model with --plan-out; so too where an earlier "
+            "graphprune, which prepared models otherwise, made it.",
         )
     by_axes = {group.signature: group for group in coupling.groups}
     removed = np.zeros(coupling.n_units, dtype=bool)
