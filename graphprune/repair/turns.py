@@ -29,7 +29,8 @@ def turns(model: Model, several: Sequence[Uses]) -> list[Uses]:
     feeding = _feeding(len(model.nodes), edges, together)
     whole = [uses for uses in together if uses[0].weight not in feeding]
     place = _order(len(model.nodes), edges, whole)
-    steps = [(one,) for uses in several for one in uses if uses not in whole]
+    at_once = {uses[0].weight for uses in whole}
+    steps = [(one,) for uses in several for one in uses if one.weight not in at_once]
     return sorted([*whole, *steps], key=lambda uses: (place[uses[0].node], uses[0].node))
 
 
