@@ -239,8 +239,8 @@ class _Descent:
 
 
 def _rows(model: Model, feed: Feeds, wanted: int) -> int:
-    """Rows for a run: those of a chunk, or as many as fit into ``MEMORY``; no option decides it,
-    since a plan is to give the same weights again."""
+    """Rows for a run: about those ``wanted``, of a chunk or of what fits into ``MEMORY``; no option
+    decides it, since a plan is to give the same weights again."""
     sizes = _sizes(model, feed)
     counts = [sizes[name][0] for name in batched_inputs(model) if name in sizes]
     count = max(counts, default=1)
@@ -248,7 +248,9 @@ def _rows(model: Model, feed: Feeds, wanted: int) -> int:
     moving = (s for name, s in shapes.shape.items() if s and name not in model.constant_names)
     elements = sum(float(np.prod(s, dtype=np.float64)) for s in moving) / max(count, 1)
     most = int(MEMORY / (BYTES_PER_ELEMENT * max(elements, 1)))
-    return rows_per_run(model) or max(1, min(count, most, wanted))
+    fitting = max(1, min(count, most))
+    parts = max(1, round(fitting / wanted))  # about as many rows in each
+    return rows_per_run(model) or -(-fitting // parts)
 
 
 def _sizes(model: Model, feed: Feeds) -> dict[str, tuple[int, ...]]:
