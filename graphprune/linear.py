@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -352,6 +353,12 @@ def stored(
     shape = was.shape if was.size == bias.size else bias.shape
     kept = bias.reshape(shape).astype(was.dtype)
     return tensors | _in_place_of(model, linear.bias, kept)
+
+
+def copy_names(model: Model, name: str, mark: str = COPY_MARK) -> Iterator[str]:
+    """Names for copies of what ``name`` is of: none that the model has, which may be a result."""
+    taken = model.initializers.keys() | model.producer.keys() | {v.name for v in model.inputs}
+    return (new for i in count(1) if (new := f"{name}{mark}{i}") not in taken)
 
 
 def _bias_name(model: Model, linear: Linear) -> str:

@@ -266,6 +266,11 @@ class Options:
                 f"--fast looks at weights alone; {' and '.join(names)} at inputs",
                 hint="Leave out --fast, or choose others (`graphprune prune --help`).",
             )
+        if self.unbudgeted and not names and self.calib is not None:
+            raise UsageError(
+                "without a budget nothing looks at --calib",
+                hint="Give a budget (--target-flops and others), or leave it out.",
+            )
         if not names and self.calib is not None:
             raise UsageError(
                 f"neither criterion {self.criterion_name} nor repair {name} looks at --calib",

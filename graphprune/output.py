@@ -31,6 +31,8 @@ def check_outputs(
             )
         if path.is_dir():
             raise UsageError("the output is a folder", where, "Name a file in it.")
+        if path.exists() and not path.is_file():
+            raise UsageError("the output is no regular file", where, "Name another.")
         if not os.access(path.parent, os.W_OK):
             raise UsageError("the output folder is not writable", where, "Name another folder.")
         if not isinstance(model, onnx.ModelProto) and path.resolve() == Path(model).resolve():

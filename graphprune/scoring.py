@@ -45,7 +45,7 @@ def read_inputs(path: Path, model: Model, extra: tuple[str, ...] = ()) -> dict[s
         )
     for value in model.inputs:
         data[value.name] = _as_input(data[value.name], value, path)
-    return data
+    return {name: array for name, array in data.items() if name in wanted}
 
 
 def _as_input(array: Array, value: onnx.ValueInfoProto, path: Path) -> Array:
@@ -54,6 +54,10 @@ def _as_input(array: Array, value: onnx.ValueInfoProto, path: Path) -> Array:
     if array.dtype.kind not in "biuf":
         raise UsageError(f"not numbers but {array.dtype}", where, "Save arrays of numbers.")
     check_samples(array.shape, value, where)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise UsageError(
+            "numbers that are not finite", where, "Leave out samples with NaN or infinity."
+        )
     return array.astype(input_dtype(value))
 
 

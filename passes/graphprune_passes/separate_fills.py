@@ -12,6 +12,7 @@ import onnx
 
 from graphprune.control import is_open
 from graphprune.coupling import FLOAT_TYPES
+from graphprune.linear import copy_names
 from graphprune.model import Model, label
 from graphprune.pipeline import Change, Context, PassResult
 from graphprune_passes.lift_constants import rename_inputs
@@ -42,11 +43,12 @@ class SeparateFills:
             shared = any(is_open(model.nodes[reader]) for reader in readers)  # a state, and its end
             if len(readers) < 2 or captured or shared or name in model.output_names:
                 continue
-            for number, reader in enumerate(readers[1:], 1):
+            names = copy_names(model, name, COPY_MARK)
+            for reader in readers[1:]:
                 copy = onnx.NodeProto()
                 copy.CopyFrom(node)
-                copy.output[0] = f"{name}{COPY_MARK}{number}"
-                copy.name = f"{label(node)}{COPY_MARK}{number}"
+                copy.output[0] = next(names)
+                copy.name = label(node) + copy.output[0].removeprefix(name)
                 copies.setdefault(index, []).append(copy)
                 nodes[reader] = rename_inputs(nodes[reader], {name: copy.output[0]})
             changes.append(Change(self.name, name, "uses", "shared", f"{len(readers)} fills", ""))

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from graphprune.control import is_open
 from graphprune.cost import WEIGHT_TYPES
-from graphprune.linear import COPY_MARK
+from graphprune.linear import copy_names
 from graphprune.model import Model
 from graphprune.pipeline import Arrays, Change, Context, PassResult
 
@@ -32,6 +32,7 @@ class SeparateVectors:
     def run(self, model: Model, context: Context) -> PassResult:
         nodes = list(model.nodes)
         copies: list[onnx.TensorProto] = []
+        first: dict[str, str] = {}  # by copy
         changes: list[Change] = []
         kept = {value.name for value in model.outputs} | {v.name for v in model.graph.input}
         for name, tensor in model.initializers.items():
@@ -42,10 +43,12 @@ class SeparateVectors:
                 tensor
             ):
                 continue
-            for number, (index, position) in enumerate(uses[1:], 1):
+            names = copy_names(model, name)
+            for index, position in uses[1:]:
                 copy = onnx.TensorProto()
                 copy.CopyFrom(tensor)
-                copy.name = f"{name}{COPY_MARK}{number}"
+                copy.name = next(names)
+                first[copy.name] = name
                 copies.append(copy)
                 if nodes[index] is model.nodes[index]:
                     nodes[index] = onnx.NodeProto()
@@ -56,7 +59,6 @@ class SeparateVectors:
             return PassResult(model)
 
         def carry(arrays: Arrays) -> Arrays:
-            first = {copy.name: copy.name.partition(COPY_MARK)[0] for copy in copies}
             return {**arrays, **{n: arrays[f] for n, f in first.items() if f in arrays}}
 
         result = model.with_graph(nodes, [*model.initializers.values(), *copies])
