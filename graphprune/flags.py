@@ -60,13 +60,13 @@ def _share(option: str, name: str, what: str) -> Callable[..., Any]:
 
 # Options that several commands have.
 protect_option = click.option(
-    "--protect", multiple=True, metavar="PATTERN", help="Keep nodes or tensors whole."
+    "--protect", multiple=True, metavar="PATTERN", help="Keep nodes or tensors whole; repeatable."
 )
 only_option = click.option(
-    "--only", multiple=True, metavar="PATTERN", help="Prune nothing but these."
+    "--only", multiple=True, metavar="PATTERN", help="Prune nothing but these; repeatable."
 )
 input_shape_option = click.option(
-    "--input-shape", multiple=True, type=Shape(), help="Sizes for symbolic inputs."
+    "--input-shape", multiple=True, type=Shape(), help="Sizes for symbolic inputs; repeatable."
 )
 seed_option = click.option(
     "--seed",
@@ -212,8 +212,8 @@ drop_option = _options(
         "--max-drop",
         type=Number(0, min_open=True),
         metavar="D",
-        help="Instead of a share: the smallest model that loses at most D of the --eval score, or "
-        "of the outputs (relative error) without it.",
+        help="Instead of a share: the smallest model that loses at most D of the --eval score "
+        "(0.01: one point), or of the outputs (relative error) without it.",
     ),
 )
 plan_options = _options(
@@ -251,8 +251,8 @@ plan_options = _options(
         type=click.IntRange(0),
         metavar="STEPS",
         help="After the repair, tune scales and shifts of all layers together by so many steps of "
-        "gradient towards the original's outputs.  [default: 80 with --calib and --repair obs, or "
-        "else 0]",
+        "gradient towards the original's outputs.  [default: 80 with --calib and --repair obs but "
+        "for very large models, else 0]",
     ),
     click.option("--fast", is_flag=True, help="Look at weights alone: seconds, less accurate."),
     samples_option,

@@ -25,9 +25,10 @@ from rich.table import Table
 from graphprune import api
 from graphprune.calibrate import synthesise
 from graphprune.calibrate.taps import tapped
-from graphprune.least_squares import offset
+from graphprune.least_squares import Ridged, offset
 from graphprune.linear import linears
 from graphprune.oracle import sliced
+from graphprune.repair import sites
 from graphprune.repair.damage import Damage
 from graphprune.runtime import run_session, session
 
@@ -38,30 +39,30 @@ Patches = Callable[[], Any]
 @contextmanager
 def without_sum() -> Iterator[None]:
     """Operators before a residual sum match their own output, not the sum."""
-    site = module._site
+    site_of = module.site_of
 
-    def own(model: Any, shapes: Any, linear: Any, after: Any, left: Any) -> Any:
-        found = site(model, shapes, linear, after, left)
+    def own(model: Any, shapes: Any, linear: Any, *rest: Any) -> Any:
+        found = site_of(model, shapes, linear, *rest)
         return replace(found, target=linear.y, stream=None)
 
-    with patch.object(module, "_site", own):
+    with patch.object(module, "site_of", own):
         yield
 
 
 @contextmanager
 def without_relu() -> Iterator[None]:
     """Targets below zero are matched like all others."""
-    site = module._site
-    with patch.object(module, "_site", lambda *a: replace(site(*a), rectified=False)):
+    site_of = module.site_of
+    with patch.object(module, "site_of", lambda *a: replace(site_of(*a), rectified=False)):
         yield
 
 
 @contextmanager
 def ridge_to_zero() -> Iterator[None]:
     """The ridge pulls weights towards zero, not towards the sliced weights."""
-    solved, best = module.solved, module.best_ridge
+    solved, best = Ridged.solved, module.best_ridge
     with (
-        patch.object(module, "solved", lambda m, w, r: solved(m, 0 * w, r)),
+        patch.object(Ridged, "solved", lambda self, m, w: solved(self, m, 0 * w)),
         patch.object(module, "best_ridge", lambda f, h, w: best(f, h, 0 * w)),
     ):
         yield
@@ -77,32 +78,37 @@ def fixed_ridge() -> Iterator[None]:
 @contextmanager
 def statistics_matched() -> Iterator[None]:
     """Outputs get the variance of the original's, which a least-squares fit shrinks."""
-    solved = module.solved
+    solved = Ridged.solved
 
-    def rescaled(moments: Any, weights: Any, ridge: float) -> Any:
-        matrix, _ = solved(moments, weights, ridge)
+    def rescaled(self: Ridged, moments: Any, weights: Any) -> Any:
+        matrix, _ = solved(self, moments, weights)
         variance = np.einsum("gmd,gmd->gm", matrix @ moments.xx, matrix)
         matrix = matrix * np.sqrt(moments.tt / np.maximum(variance, 1e-12))[:, :, None]
         return matrix, offset(moments, matrix)
 
-    with patch.object(module, "solved", rescaled):
+    with patch.object(Ridged, "solved", rescaled):
         yield
 
 
 @contextmanager
 def without_bias() -> Iterator[None]:
     """Weights alone are solved: inputs and targets are not centred."""
-    solved = module.solved
+    old: list[Any] = []
 
-    def plain(moments: Any, weights: Any, ridge: float) -> Any:
-        raw = replace(
+    def raw(moments: Any) -> Any:
+        return replace(
             moments,
             xx=moments.xx + moments.mean_x[:, :, None] * moments.mean_x[:, None, :],
             tx=moments.tx + (moments.mean_t - old[-1])[:, :, None] * moments.mean_x[:, None, :],
         )
-        return solved(raw, weights, ridge)[0], old[-1]
 
-    old: list[Any] = []
+    class Plain(Ridged):
+        def __init__(self, moments: Any, ridge: float) -> None:
+            super().__init__(raw(moments), ridge)
+
+        def solved(self, moments: Any, weights: Any) -> Any:
+            return super().solved(raw(moments), weights)[0], old[-1]
+
     repaired = module._repaired
 
     def noting(damage: Any, work: Any, site: Any, *rest: Any) -> Any:
@@ -110,14 +116,14 @@ def without_bias() -> Iterator[None]:
         old.append(site.linear.offset(work, matrix.shape[0] * matrix.shape[1]))
         return repaired(damage, work, site, *rest)
 
-    with patch.object(module, "solved", plain), patch.object(module, "_repaired", noting):
+    with patch.object(module, "Ridged", Plain), patch.object(module, "_repaired", noting):
         yield
 
 
 @contextmanager
 def symmetric() -> Iterator[None]:
     """Inputs are those of the original, sliced: errors from upstream are not seen."""
-    rows, seen = module._rows, {}
+    rows, seen = sites.rows_of, {}
 
     def original_inputs(damage: Damage) -> dict[str, list[Any]]:
         if id(damage) not in seen:
@@ -145,7 +151,7 @@ def symmetric() -> Iterator[None]:
         plain = replace(site, target=site.linear.y, stream=None)
         return rows(damage, plain, before, Original(damage, after), chunk)
 
-    with without_sum(), patch.object(module, "_rows", replaced):
+    with without_sum(), patch.object(sites, "rows_of", replaced):
         yield
 
 
@@ -161,7 +167,7 @@ class Row:
 
 
 ROWS = (
-    Row("–", "nothing: the default"),
+    Row("–", "nothing: the default without --refine"),
     Row("selection", "l1", {"criterion": "l1"}),
     Row("selection", "wanda", {"criterion": "wanda"}),
     Row("selection", "flap", {"criterion": "flap"}),
@@ -181,6 +187,7 @@ ROWS = (
     Row("statistics of producers", "variance restored", patched=statistics_matched),
     Row("residual sums", "own outputs matched", patched=without_sum),
     Row("Relu", "all targets matched", patched=without_relu),
+    Row("tuned as a whole", "80 steps", {"refine": 80}),
     Row("inputs", "white noise", kind="white"),
     Row("inputs", "1/f noise", kind="pink"),
     Row("inputs", "dead leaves", kind="dead-leaves"),
@@ -218,7 +225,7 @@ def main() -> None:
 def measured(given: argparse.Namespace, row: Row, work: Path) -> float:
     calib = made(given, row.kind, work) if row.kind else given.calib
     needs = row.options.get("repair") in ("none", "moments", "udfc") and "criterion" in row.options
-    options = {"calib": None if needs else calib, **row.options}
+    options = {"calib": None if needs else calib, "refine": 0, **row.options}
     with ExitStack() as stack:
         if row.patched is not None:
             stack.enter_context(row.patched())
