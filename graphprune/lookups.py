@@ -12,8 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from graphprune.control import bodies, is_open
-from graphprune.model import NOT_COMPUTED, RANDOM_OPS, Array, Model
+from graphprune.model import NOT_COMPUTED, Array, Model, computable
 from graphprune.shapes import Shapes
 
 # Operators of com.microsoft that look rows up: input of indices → input that is the table.
@@ -95,7 +94,7 @@ def _arithmetic(
             known[tensor] = shapes.value[tensor]
             continue
         made = model.producer.get(tensor)
-        if made is None or len(nodes) > MOST_NODES or not _plain(model.nodes[made]):
+        if made is None or len(nodes) > MOST_NODES or not computable(model.nodes[made]):
             return None
         if made not in nodes:
             nodes.add(made)
@@ -120,7 +119,3 @@ def _arithmetic(
         return np.asarray(result)
 
     return compute
-
-
-def _plain(node: onnx.NodeProto) -> bool:
-    return not (is_open(node) or bodies(node) or node.op_type in RANDOM_OPS)

@@ -38,7 +38,8 @@ ELEMENT_BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11:
     25: 2,
     26: 2,
 }  # by TensorProto.DataType
-RANDOM_OPS = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"} | {
+DRAWN = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+RANDOM_OPS = DRAWN | {
     "Bernoulli",
     "Multinomial",
 }
@@ -54,6 +55,11 @@ NOT_COMPUTED = (
 )
 QUANTISERS = {"QuantizeLinear", "DequantizeLinear"}
 QUANTISER_OPSET = 21  # with 4 and 16 bits and blocks
+
+
+def computable(node: onnx.NodeProto) -> bool:
+    """Whether the node alone says what it computes: no body, nothing drawn at random."""
+    return not (is_open(node) or bodies(node) or node.op_type in RANDOM_OPS)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from graphprune.control import said
-from graphprune.model import Array, Model, set_initializer
+from graphprune.model import DRAWN, Array, Model, set_initializer
 
-DRAWN = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 RANGE = 11  # opset from which Range is there
 
 

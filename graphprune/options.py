@@ -80,6 +80,8 @@ class Options:
                 raise UsageError(
                     f"there is no option {name!r}", hint=f"One of: {', '.join(known)}."
                 )
+        if str(given.get("calib")) == "none":  # the word for what is the default
+            given["calib"] = None
         return Options(**given)
 
     def check(self) -> None:

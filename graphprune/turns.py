@@ -14,8 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from graphprune.control import bodies, is_open
-from graphprune.model import NOT_COMPUTED, RANDOM_OPS, Array
+from graphprune.model import NOT_COMPUTED, Array, computable
 
 MOST_TURNS = 4096  # computed one after the other; a Loop that goes on stays of unknown length
 
@@ -50,15 +49,11 @@ class Turning:
                 states.add(place[name])
                 waiting.append(self.given[1 + place[name]])
                 continue
-            if name not in maker or not _plain(self.nodes[maker[name]]):
+            if name not in maker or not computable(self.nodes[maker[name]]):
                 return None
             nodes.add(maker[name])
             waiting += [n for n in self.nodes[maker[name]].input if n]
         return [self.nodes[i] for i in sorted(nodes)], sorted(states)
-
-
-def _plain(node: onnx.NodeProto) -> bool:
-    return not (is_open(node) or bodies(node) or node.op_type in RANDOM_OPS)
 
 
 def turns(

@@ -167,6 +167,7 @@ def test_mixed_pictures_are_made_of_the_given_ones(layout: str) -> None:
         ({"flops": 0.5, "calib": Path("own.npz"), "refine": 0}, 0),
         ({"flops": 0.5, "calib": Path("own.npz"), "repair": "none"}, 0),
         ({"calib": Path("own.npz")}, 0),
+        ({"flops": 0.5, "calib": "none"}, 0),
         ({"flops": 0.5, "fast": True}, 0),
     ],
 )
