@@ -93,7 +93,7 @@ def carry_out(
     passes = prepared.registry.passes
     own = replace(plan, model_sha256=prepared.analysis.model.sha256)  # layers may be two by now
     remove = passes["remove_channels"](own)
-    finish = passes["remove_blocks"](), passes["share_vectors"]()
+    finish = passes["remove_blocks"](), passes["close_skips"](), passes["share_vectors"]()
     steps = [remove, *prepared.apart(plan.options.get("slow_fusions", ()))]
     done = clock("cut", lambda _: _run(prepared, steps, prepared.analysis.model))
     proof = None
@@ -130,6 +130,8 @@ def carry_out(
             clock("verify", lambda _: verify_same(model, folded.model, prepared.analysis))
         model, done = folded.model, replace(done, changes=(*done.changes, *folded.changes))
     finished = _run(prepared, finish, model.opened)
+    if options.verify and any(change.what == "sum" for change in finished.changes):
+        clock("verify", lambda _: verify_same(model, finished.model, prepared.analysis))
     changes = (*prepared.cleaned.changes, *prepared.changes, *done.changes, *finished.changes)
     return Made(plan, decision, finished.model.closed, changes, repairs, proof, studied, tuned)
 

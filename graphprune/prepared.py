@@ -24,7 +24,7 @@ NO_CACHE = Cache(None)
 NOT_CLEANED = Cleaned()
 KEEPS_APART = {"SkipLayerNormalization": "part_norms"}  # fusion → the pass that prevents it
 # What passes say that they change where weights move or nodes are others.
-REWRITES = ("positions", "weight", "sequence")
+REWRITES = ("positions", "weight", "sequence", "sum")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from graphprune.plugins import Plugin
 from graphprune.repair import REPAIRS
 from graphprune_passes.align_groups import AlignGroups
 from graphprune_passes.clean_up import CleanUp
+from graphprune_passes.close_skips import CloseSkips
 from graphprune_passes.drop_dead_ends import DropDeadEnds
 from graphprune_passes.factorise import Factorise
 from graphprune_passes.fold_batch_norm import FoldBatchNorm
@@ -17,6 +18,7 @@ from graphprune_passes.name_states import NameStates
 from graphprune_passes.open_bodies import OpenBodies
 from graphprune_passes.open_reads import OpenReads
 from graphprune_passes.open_sequences import OpenSequences
+from graphprune_passes.open_skips import OpenSkips
 from graphprune_passes.part_norms import PartNorms
 from graphprune_passes.remove_blocks import RemoveBlocks
 from graphprune_passes.remove_channels import RemoveChannels
@@ -44,10 +46,12 @@ plugin = Plugin(
         SeparateFills,
         SeparateVectors,
         AlignGroups,
+        OpenSkips,
         OpenReads,
         Factorise,
         RemoveChannels,
         RemoveBlocks,
+        CloseSkips,
         ReorderChannels,
         SettleReads,
         FoldMasks,
@@ -67,6 +71,7 @@ plugin = Plugin(
         StoreStatistics(),
         JoinWeights(),
         LowerEinsums(),
+        OpenSkips(),
         NameStates(),
         SeparateFills(),
         SeparateVectors(),

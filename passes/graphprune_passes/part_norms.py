@@ -10,6 +10,7 @@ from onnx import helper
 
 from graphprune.model import Model, label, set_initializer
 from graphprune.pipeline import Change, Context, PassResult
+from graphprune_passes.open_skips import opened_from
 
 FUSED = "SkipLayerNormalization"
 AXES_AS_INPUT = 13  # opset from which Unsqueeze takes its axes as an input
@@ -46,7 +47,10 @@ class PartNorms:
 
 
 def _follows_a_sum(model: Model, node: onnx.NodeProto) -> bool:
-    """LayerNormalization over the last axis, whose other outputs nothing reads, of an Add's."""
+    """LayerNormalization over the last axis, whose other outputs nothing reads, of an Add's. Not of
+    one that the given model has fused, and gets back so."""
+    if opened_from(node):
+        return False
     if node.op_type != "LayerNormalization" or node.domain or AXES in model.initializers:
         return False
     axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
