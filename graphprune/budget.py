@@ -112,8 +112,11 @@ def allocate(
     steps = _ranked_steps(ladders, scores, spread, weight)
 
     def fits(levels: NDArray[np.int64]) -> bool:
-        after = analysis.cost.of(mask_of(ladders, levels, coupling))
-        return all(after.of(kind) <= limit * (1 + 1e-12) for kind, limit in limits.items())
+        removed = mask_of(ladders, levels, coupling)
+        return all(
+            analysis.cost.one(removed, kind) <= limit * (1 + 1e-12)
+            for kind, limit in limits.items()
+        )
 
     def levels_after(count: int) -> NDArray[np.int64]:
         return np.bincount([g for g, _ in steps[:count]], minlength=len(ladders))
@@ -142,7 +145,7 @@ def allocate(
     def gap(levels: NDArray[np.int64]) -> float:
         """How far below its budget the nearest kind of cost is, as a share of the original."""
         after = analysis.cost.of(mask_of(ladders, levels, coupling))
-        return min(budgets[kind] - after.of(kind) / max(before.of(kind), 1) for kind in budgets)
+        return min(budgets[kind] - after.of(kind) / (before.of(kind) or 1.0) for kind in budgets)
 
     levels = _give_back(first, steps[:low], fits)
     if gap(levels) > SLACK:

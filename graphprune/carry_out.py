@@ -56,7 +56,7 @@ def make(
 
     def attempt(decision: Decision) -> Made:
         mine, scored, settle = clock("plan", lambda _: settled(studied, judged, decision))
-        plan = clock("plan", lambda _: written(mine, scored, settle, options, share))
+        plan = clock("record", lambda _: written(mine, scored, settle, options, share))
         return carry_out(mine, plan, settle, options, clock)
 
     known = found.margins if found is not None else {}

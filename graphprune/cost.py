@@ -72,14 +72,25 @@ class CostModel:
     timed: Callable[[Mask], float] | None = None  # predicts milliseconds
 
     def of(self, removed: Mask) -> Costs:
-        values = {kind: self._total(kind, removed) for kind in KINDS}
-        return Costs(**values, latency=self.timed(removed) if self.timed is not None else 0.0)
+        extent = self._extents(removed)
+        values = {kind: self._total(kind, extent) for kind in KINDS}
+        return Costs(**values, latency=self.one(removed, "latency"))
 
-    def _total(self, kind: str, removed: Mask) -> float:
+    def one(self, removed: Mask, kind: str) -> float:
+        """What is left of one kind of cost; of latency 0 where nothing predicts it."""
+        if kind == "latency":
+            return self.timed(removed) if self.timed is not None else 0.0
+        return self._total(kind, self._extents(removed))
+
+    def _extents(self, removed: Mask) -> NDArray[np.float64]:
+        return np.asarray(self.length - self.width @ removed.astype(np.float64))
+
+    def _total(self, kind: str, extent: NDArray[np.float64]) -> float:
         """Terms add up; of memory, those at the step where they come to most."""
+        values = self._values(kind, extent)
         if kind == "memory":
-            return float(self.live(removed).max())
-        return float(self.per_term(kind, removed).sum()) + self.fixed[kind]
+            return float(self.buffers.live(values).max())
+        return float(values.sum()) + self.fixed[kind]
 
     def live(self, removed: Mask) -> NDArray[np.float64]:
         """Bytes of activations in use before the first node, and at each node [nodes + 1]."""
@@ -87,7 +98,9 @@ class CostModel:
 
     def per_term(self, kind: str, removed: Mask) -> NDArray[np.float64]:
         """Each node's MACs, each initialiser's parameters or bytes, or each buffer's bytes."""
-        extent = self.length - self.width @ removed.astype(np.float64)
+        return self._values(kind, self._extents(removed))
+
+    def _values(self, kind: str, extent: NDArray[np.float64]) -> NDArray[np.float64]:
         terms = self.terms[kind]
         values = np.asarray(terms.coefficient * extent[terms.factor].prod(axis=1))
         if terms.gate is None:

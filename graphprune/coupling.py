@@ -302,17 +302,19 @@ def _units(
     order = np.argsort(components, kind="stable")
     units, starts = np.unique(components[order], return_index=True)
     unit_of_component[units] = np.arange(len(units))
+    all_axes, size = touched[order].tobytes(), touched.itemsize
+    bounds = (np.append(starts, len(order)) * size).tolist()
     by_signature: dict[bytes, list[int]] = {}
-    signature_of: dict[bytes, Signature] = {}
-    for unit, axes in enumerate(np.split(touched[order], starts[1:]) if len(units) else ()):
-        key = axes.tobytes()
-        if key not in by_signature:
-            signature_of[key] = tuple((parameters[i].tensor, parameters[i].index) for i in axes)
-        by_signature.setdefault(key, []).append(unit)
-    first = {key: np.frombuffer(key, dtype=touched.dtype).tolist() for key in by_signature}
+    for unit, (start, end) in enumerate(pairwise(bounds)):
+        by_signature.setdefault(all_axes[start:end], []).append(unit)
+    axes = {key: np.frombuffer(key, dtype=touched.dtype).tolist() for key in by_signature}
     groups = tuple(
-        Group(i, signature_of[key], np.array(by_signature[key], dtype=np.int64))
-        for i, key in enumerate(sorted(by_signature, key=lambda key: first[key]))
+        Group(
+            index,
+            tuple((parameters[i].tensor, parameters[i].index) for i in axes[key]),
+            np.array(by_signature[key], dtype=np.int64),
+        )
+        for index, key in enumerate(sorted(by_signature, key=lambda key: axes[key]))
     )
     return unit_of_component, len(units), groups
 

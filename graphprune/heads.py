@@ -212,17 +212,23 @@ def _made_of(
     """Components of the parts that axes of heads are folded from, and of their parts in turn. What
     must stay is none of them: a fixed batch may share an axis with the heads.
     """
-    inside: dict[int, list[int]] = {}  # component → folds whose whole it belongs to
-    for f, fold in enumerate(relations.folds):
-        for component in np.unique(labels[fold.whole]).tolist():
-            inside.setdefault(component, []).append(f)
+    folds = relations.folds
+    lengths = [len(fold.whole) for fold in folds]
+    wholes = labels[np.concatenate([*(fold.whole for fold in folds), np.empty(0, np.int64)])]
+    order = np.argsort(wholes, kind="stable")
+    wholes, inside = wholes[order], np.repeat(np.arange(len(folds)), lengths)[order]
     found: set[int] = set()
-    waiting = sorted(heads & inside.keys())
-    while waiting:
-        for f in inside.pop(waiting.pop(), ()):
-            parts = np.unique(np.concatenate([labels[part] for part in relations.folds[f].parts]))
+    seen: set[int] = set()
+    waiting = [np.array(sorted(heads), dtype=np.int64)]
+    while waiting:  # components, of which some belong to the wholes of folds
+        parts = waiting.pop()
+        low, high = (np.searchsorted(wholes, parts, side) for side in ("left", "right"))
+        hit = [inside[a:b] for a, b in zip(low[low < high], high[low < high], strict=True)]
+        for f in set(np.concatenate([*hit, inside[:0]]).tolist()) - seen:
+            seen.add(f)
+            parts = np.unique(np.concatenate([labels[part] for part in folds[f].parts]))
             found.update(parts[~pinned[parts]].tolist())
-            waiting += [component for component in parts.tolist() if component in inside]
+            waiting.append(parts)
     return frozenset(found)
 
 

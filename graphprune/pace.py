@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from graphprune.budget import Decision
+from graphprune.budget import OPTION, Decision
 from graphprune.coupling import Mask
 from graphprune.cut import cut
 from graphprune.errors import LatencyGateError, TargetError, UsageError
@@ -132,10 +132,10 @@ class _Seek:
             self.progress(trial / (TRIES + MACS_TRIES))
             try:
                 decision = decide(self.prepared, self.judged, self.options, {"latency": margin})
-            except TargetError:
-                if best.decision is None:
-                    raise
-                break  # the prediction asks for more than there is: what was measured stands
+            except TargetError as refused:
+                if best.decision is not None:
+                    break  # the prediction asks for more than there is: what was measured stands
+                decision = self._all_that_may(refused)
             key = (decision.removed.tobytes(), *sorted(decision.ranks.items()))
             if key in seen:
                 break
@@ -146,8 +146,29 @@ class _Seek:
                 best = found
             if _miss(found.ratio, asked) <= NEAR_ENOUGH:
                 break
-            margin = whole * (asked - asked * self._predicted(decision) / found.ratio)
+            margin = whole * (asked - _to_ask(asked, self._predicted(decision), found.ratio))
         return best
+
+    def _all_that_may(self, refused: TargetError) -> Decision:
+        """The plan that removes most, where the prediction alone holds the budget for out of reach:
+        of small models it knows little, since the time of a node hardly falls with its size.
+
+        Raises ``TargetError`` where that plan too is measured to miss.
+        """
+        if self.options.budgets().keys() != {"latency"}:
+            raise refused
+        least = decide(self.prepared, self.judged, replace(self.options, allow_miss=True))
+        least = replace(least, notes=least.notes[1:], missed=False)  # the first says so
+        ratio = self._measured(least, {}).ratio
+        assert ratio is not None
+        if _miss(ratio, self._asked) <= WITHIN or ratio <= self._asked:
+            return least
+        raise TargetError(
+            f"the budget cannot be reached: {OPTION['latency']} {self._asked:g} (measured with all "
+            f"that may leave removed: {ratio:.3g})",
+            refused.where,
+            refused.hint,
+        ) from refused
 
     def by_macs(self, best: Paced) -> Paced:
         """A plan for MACs that measures as fast, where it gives up less: predictions are good to a
@@ -197,6 +218,14 @@ class _Seek:
         predicted = self._predicted(decision)
         note = f"latency predicted {predicted:.3f}, measured {ratio:.3f} of the original's"
         return Paced(margins, decision, ratio, note + _untimed(self.latency))
+
+
+def _to_ask(asked: float, predicted: float, measured: float) -> float:
+    """The prediction that will measure as ``asked``, all as shares of the original: as far along
+    as savings measured are from savings predicted."""
+    if predicted >= 1 or measured >= 1:
+        return asked * predicted / measured
+    return 1 - (1 - asked) * (1 - predicted) / (1 - measured)
 
 
 def _by_table(latency: Latency) -> str:
@@ -272,14 +301,13 @@ def _checked(asked: float, ratio: float, allow_miss: bool) -> str | None:
     if _miss(ratio, asked) <= WITHIN:
         return None
     what = f"measured latency is {ratio:.3f} of the original's, {asked:.3f} was asked"
+    faster = f"{what}: faster, and nothing nearer was found"
     if allow_miss:
-        return f"budget missed: {what}"
+        return f"budget missed: {what}" if ratio > asked else faster
     hint = "Nothing was written. Measure on a quiet machine, or take it with --allow-miss"
     if ratio > asked:
         raise LatencyGateError(f"{what}: too slow", hint=f"{hint}.")
-    raise TargetError(
-        f"{what}: the grid has nothing nearer", hint=f"{hint}, or take a finer --round-to."
-    )
+    raise TargetError(faster, hint=f"{hint}, or take a finer --round-to.")
 
 
 def _target(prepared: Prepared, options: Options) -> Target:

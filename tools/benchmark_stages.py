@@ -26,8 +26,8 @@ from rich.table import Table
 
 ARCHITECTURES = ("resnet18", "resnet50", "vit_b16")
 BLOCKS = (9, 18)
-STAGES = ("analyse", "calibrate", "score", "plan", "cut", "verify", "repair")
-GROWING = ("calibrate", "score", "repair")
+STAGES = ("analyse", "calibrate", "score", "plan", "cut", "verify", "repair", "refine")
+GROWING = ("calibrate", "score", "repair", "refine")
 
 
 def residual(blocks: int) -> onnx.ModelProto:

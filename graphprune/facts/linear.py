@@ -55,8 +55,7 @@ def rows_of(weight: Array, low: Floats, high: Floats) -> tuple[Floats, Floats]:
 
 def _column(weight: Array, low: Floats, high: Floats) -> tuple[Floats, Floats]:
     """``weight`` [groups, rows, taps] of one column each; inputs [groups, 1]."""
-    up = np.maximum(weight, 0).sum(axis=2, dtype=np.float64)
-    down = np.minimum(weight, 0).sum(axis=2, dtype=np.float64)
+    up, down = _up_down(weight)
     return _times(up, low) + _times(down, high), _times(up, high) + _times(down, low)
 
 
@@ -70,8 +69,7 @@ def _part(weight: Array, kind: str, low: Floats, high: Floats) -> tuple[Floats, 
     """``weight`` [rows, columns, taps]; inputs from zero up (``+``), from some number
     up (``>``), bounded (``~``), or not."""
     if kind == "~":
-        up = np.maximum(weight, 0).sum(axis=2, dtype=np.float64)
-        down = np.minimum(weight, 0).sum(axis=2, dtype=np.float64)
+        up, down = _up_down(weight)
         return up @ low + down @ high, up @ high + down @ low
     if kind == "+":
         over, under = _signs(weight)
@@ -88,13 +86,20 @@ def _part(weight: Array, kind: str, low: Floats, high: Floats) -> tuple[Floats, 
         return np.where(some, -np.inf, 0.0), np.where(some, np.inf, 0.0)
     over, under = np.asarray((weight > 0).any(axis=2)), np.asarray((weight < 0).any(axis=2))
     free_up, free_down = np.isinf(high), np.isinf(low)
-    up = np.maximum(weight, 0).sum(axis=2, dtype=np.float64)
-    down = np.minimum(weight, 0).sum(axis=2, dtype=np.float64)
+    up, down = _up_down(weight)
     ends = np.where(free_down, 0.0, low), np.where(free_up, 0.0, high)
     no_low = (over[:, free_down]).any(axis=1) | (under[:, free_up]).any(axis=1)
     no_high = (over[:, free_up]).any(axis=1) | (under[:, free_down]).any(axis=1)
     bottom, top = up @ ends[0] + down @ ends[1], up @ ends[1] + down @ ends[0]
     return np.where(no_low, -np.inf, bottom), np.where(no_high, np.inf, top)
+
+
+def _up_down(weight: Array) -> tuple[Floats, Floats]:
+    """Of [rows, columns, taps], what is above zero and what is below, summed over the taps."""
+    over, under = np.maximum(weight, 0), np.minimum(weight, 0)
+    if weight.shape[2] == 1:
+        return over[:, :, 0].astype(np.float64), under[:, :, 0].astype(np.float64)
+    return over.sum(axis=2, dtype=np.float64), under.sum(axis=2, dtype=np.float64)
 
 
 def _signs(weight: Array) -> tuple[Array, Array]:
@@ -117,8 +122,9 @@ def row_kinds(weight: Array, name: Kinds) -> Kinds:
     if rows < SEVERAL or not weight[0].size:
         return kinds
     first = _head(weight).astype(np.float64)
-    _, group, count = np.unique(first, axis=0, return_inverse=True, return_counts=True)
-    for row in np.flatnonzero(count[group.reshape(-1)] > 1).tolist():
+    glance = mixed(*bits(np.ascontiguousarray(first.reshape(rows, -1).T)))
+    _, group, count = np.unique(glance, return_inverse=True, return_counts=True)
+    for row in np.flatnonzero(count[group] > 1).tolist():
         content = np.ascontiguousarray(weight[row] + 0).tobytes()
         digest = hashlib.blake2b(content, digest_size=8).digest()
         kinds[row] = mixed(name, np.frombuffer(digest, np.uint64)[0])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from operator import itemgetter
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from graphprune.control import is_open
 from graphprune.model import Model, captured, label
@@ -26,7 +28,7 @@ from graphprune.rules import (
 from graphprune.rules.op import Op, RefusedError, Rule, Table
 from graphprune.rules.positions import handed_on, pin_numbers
 from graphprune.shapes import Shapes, open_values
-from graphprune.slots import Slots, SlotTensor, number
+from graphprune.slots import SlotTensor, number
 
 __all__ = ["BUILTIN", "Op", "RefusedError", "Rule", "Table", "relate"]
 
@@ -60,8 +62,9 @@ def relate(
     slots = number(shapes.shape)
     relations = Relations(slots, slots.total)
     decided = open_values(model, shapes, inputs=False)
+    claimed = np.zeros(slots.total, dtype=bool)
     for index, node in enumerate(model.nodes):
-        _relate_node(index, model, shapes, rules, relations, decided)
+        _relate_node(index, model, shapes, rules, relations, decided, claimed)
         for name in captured(node):
             _pin_tensor(relations, name, f"captured by the body of {node.op_type}", index)
     pin_numbers(model, relations)
@@ -83,6 +86,7 @@ def _relate_node(
     rules: Rules,
     relations: Relations,
     decided: Collection[str],
+    claimed: NDArray[np.bool_],
 ) -> None:
     node = model.nodes[index]
     outputs = [name if _is_read(model, name) else "" for name in node.output]
@@ -122,7 +126,7 @@ def _relate_node(
         reason = f"{node.op_type}: its inputs and attributes do not fit together ({error})"
         return _pin_all(relations, names, reason, index)
     handed_on(node, index, relations)
-    _pin_unclaimed(relations, names, marks, node.op_type, index)
+    _pin_unclaimed(relations, names, marks, node.op_type, index, claimed)
 
 
 def _forget(node: onnx.NodeProto, index: int, relations: Relations) -> None:
@@ -136,9 +140,15 @@ def _is_read(model: Model, name: str) -> bool:
 
 
 def _pin_unclaimed(
-    relations: Relations, names: list[str], marks: tuple[int, int, int], kind: str, index: int
+    relations: Relations,
+    names: list[str],
+    marks: tuple[int, int, int],
+    kind: str,
+    index: int,
+    claimed: NDArray[np.bool_],
 ) -> None:
-    """Slots of the node's tensors that its rule did not mention must stay."""
+    """Slots of the node's tensors that its rule did not mention must stay. ``claimed``: a mask over
+    the slots of all tensors, left as it was found: all false."""
     mentioned = [tie.a for tie in relations.ties[marks[0] :]]
     mentioned += [tie.b for tie in relations.ties[marks[0] :]]
     for fold in relations.folds[marks[1] :]:
@@ -147,39 +157,16 @@ def _pin_unclaimed(
     reason = f"positions along an axis of {kind}"
     if not mentioned:
         reason = f"{kind}: every axis has a meaning of its own here"
-    claimed = _Claimed(relations.slots, names)
-    if mentioned:
-        claimed.mark(np.concatenate(mentioned))
-    for axis_slots in claimed.rest():
-        relations.pins.append(Pin(axis_slots, reason, index))
-
-
-class _Claimed:
-    """Which slots of a few tensors were mentioned; their numbers form a few short ranges."""
-
-    def __init__(self, slots: Slots, names: list[str]) -> None:
-        unique = dict.fromkeys(name for name in names if name in slots.tensors)
-        self.tensors: list[SlotTensor] = [slots.tensors[name] for name in unique]
-        self.ranges = [
-            (int(axis.slots[0]), np.zeros(len(axis), dtype=bool))
-            for tensor in self.tensors
-            for axis in tensor
-            if len(axis)
-        ]
-        self.ranges.sort(key=lambda entry: entry[0])
-        self.starts = np.array([start for start, _ in self.ranges], dtype=np.int64)
-
-    def mark(self, array: np.ndarray) -> None:
-        if not len(array) or not len(self.starts):
-            return
-        owners = np.searchsorted(self.starts, array, side="right") - 1
-        for owner in np.unique(owners[owners >= 0]):
-            start, mask = self.ranges[owner]
-            local = array[owners == owner] - start
-            mask[local[local < len(mask)]] = True
-
-    def rest(self) -> list[np.ndarray]:
-        return [start + np.flatnonzero(~mask) for start, mask in self.ranges if not mask.all()]
+    real = np.concatenate([*mentioned, np.empty(0, np.int64)])
+    real = real[real < len(claimed)]  # a rule's own slots belong to no tensor
+    claimed[real] = True
+    tensors = [relations.slots.tensors.get(name, ()) for name in dict.fromkeys(names)]
+    axes = [axis.slots for tensor in tensors for axis in tensor if len(axis)]
+    for slots in sorted(axes, key=itemgetter(0)):
+        free = ~claimed[slots[0] : slots[-1] + 1]
+        if free.any():
+            relations.pins.append(Pin(slots[free], reason, index))
+    claimed[real] = False
 
 
 def _pin_all(relations: Relations, names: list[str], reason: str, index: int) -> None:
