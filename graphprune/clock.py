@@ -19,6 +19,7 @@ DOING = {
     "analyse": "analysing the graph",
     "time": "timing the model",
     "plan": "planning",
+    "record": "writing the plan down",
     "calibrate": "calibrating",
     "score": "scoring units",
     "search": "trying plans",

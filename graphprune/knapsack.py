@@ -111,9 +111,8 @@ def _chosen(
     most = np.array([room[kind] for kind in tables]) / scale
     constraints.append(LinearConstraint(csr_array(changes / scale[:, None]), -np.inf, most))
     spread = max(float(objective.max()), 1e-30)
-    options: Any = {"mip_rel_gap": GAP, "time_limit": 60.0}
-    if not MEASURED.isdisjoint(tables):
-        options = {"mip_rel_gap": MEASURED_GAP, "node_limit": MOST_NODES}
+    gap = GAP if MEASURED.isdisjoint(tables) else MEASURED_GAP
+    options: Any = {"mip_rel_gap": gap, "node_limit": MOST_NODES}  # never a time: no two are equal
     with _stdout_shut():
         answer = milp(
             objective / spread,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.optimize
 
 from graphprune import knapsack as under_test
 from graphprune.knapsack import Levels, Values, solve
@@ -218,3 +219,20 @@ def test_what_the_solver_prints_is_not_heard(
     ctypes.CDLL(None).fflush(None)
     print("kept")
     assert capfd.readouterr().out == "kept\n"
+
+
+@pytest.mark.parametrize("kind", ["macs", "latency"])
+def test_no_clock_ends_a_search(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the same model could have another plan on a slower machine."""
+    given: list[dict[str, float]] = []
+
+    def noted(*arguments: Any, options: dict[str, float], **named: Any) -> Any:
+        given.append(dict(options))
+        return scipy.optimize.milp(*arguments, options=options, **named)
+
+    monkeypatch.setattr(under_test, "milp", noted)
+    curve = np.array([0.0, 1.0, 3.0])
+    start = np.array([2, 2])
+    solve([curve, curve], lambda levels: {kind: 4.0 - levels.sum()}, {kind: 2.0}, start)
+    assert given
+    assert all(options.keys() == {"mip_rel_gap", "node_limit"} for options in given)
