@@ -13,6 +13,7 @@ from graphprune.budget import Decision
 from graphprune.cache import Cache, beside
 from graphprune.carry_out import carry_out, make
 from graphprune.clock import Clock, Stage
+from graphprune.early import check_early
 from graphprune.errors import (
     AccuracyGateError,
     GraphPruneError,
@@ -28,18 +29,18 @@ from graphprune.model import Model
 from graphprune.options import Options
 from graphprune.output import check_data, check_outputs, write_result
 from graphprune.pace import in_milliseconds, paced, timed
-from graphprune.plan import Plan
+from graphprune.plan import Plan, check_model
 from graphprune.planning import Judged, decide, judge, planned, rehearse, settled, written
 from graphprune.prepared import Prepared, analyse, prepare, registry
 from graphprune.replay import replayed
 from graphprune.result import Result
-from graphprune.scoring import scorer_of
+from graphprune.scoring import check_eval
 from graphprune.search import best_weights, error_on, settled_blocks, smallest_within
 from graphprune.storage import load, source_bytes
 from graphprune.study import Study, announced, study
 from graphprune.summing import sum_up
 from graphprune.targets import choose
-from graphprune.unconstrained import carried_over, chosen, opened, widened
+from graphprune.unconstrained import carried_over, chosen, opened
 
 __all__ = ["analyse", "apply", "plan", "prepare", "prune", "prune_each", "registry"]
 
@@ -143,17 +144,18 @@ def _studied(
     output: str | Path | None,
     options: Options,
     clock: Clock,
-    wanted: bool = True,
+    made: Plan | None = None,
 ) -> tuple[Study, Options]:
-    """Load and analyse; then, unless the plan is there already, see that one is possible at all
-    before minutes go into calibration."""
+    """Load and analyse; then see that a plan is possible at all, or that the one already ``made``
+    is for this model, before minutes go into calibration."""
     original = clock("load", lambda _: load(model))
     check_data(original, output)
+    check_early(options, original)
     options, notes = fitted(options, original)
     size = source_bytes(model, original)
     cache = Cache(beside(model) if options.cache else None)
     prepared = clock("analyse", lambda _: analyse(original, size, options.scope, cache=cache))
-    if wanted and options.timed:
+    if made is None and options.timed:
         if too_large(original):
             raise UsageError(
                 "the model is too large to be run here, and so to be timed",
@@ -163,10 +165,13 @@ def _studied(
         prepared = clock("time", lambda _: timed(prepared, options))
         options = in_milliseconds(prepared, options)
     plain = prepared  # what makes the calibration inputs, and finds them again
-    if options.unconstrained and options.masks is not None:  # each reader has its own
+    if options.unconstrained and (options.masks is not None or made is not None):
+        # each reader has its own
         prepared = clock("analyse", lambda _: opened(plain)[0])
     if options.eval_data is not None:
-        scorer_of(options.eval_data, original)  # a wrong file is said now, not after minutes
+        check_eval(options.eval_data, original, prepared.analysis.shapes)
+    if made is not None:
+        check_model(made, prepared.analysis)
     needed = options.needs_inputs(prepared.registry)
     if needed and too_large(original):
         raise UsageError(
@@ -174,7 +179,7 @@ def _studied(
             f"--criterion {options.criterion_name} with --repair {options.repair_name} runs it",
             "Leave them out, or choose ones that look at weights alone.",
         )
-    if wanted and needed:
+    if made is None and needed:
         clock("plan", lambda _: rehearse(prepared, options))
     if needed:
         more = announced(plain, options)
@@ -241,12 +246,8 @@ def apply(
     options = options or Options()
     options.check_gates()
     given, inputs = replayed(made.options, options)
-    studied, given = _studied(model, output, given, clock, wanted=False)
-    if given.unconstrained:
-        studied = widened(studied)[0]
+    studied, given = _studied(model, output, given, clock, made)
     if inputs and studied.inputs is not None and studied.inputs.key != inputs.get("key"):
-        if not made.options.get("ranks"):
-            planned(studied, made)  # a plan of another model is refused as that
         raise UsageError(
             "the calibration inputs are not those of the plan",
             f"{studied.inputs.source}; the plan's were {inputs['source']}",

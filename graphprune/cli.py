@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
 
 import click
 
@@ -12,6 +13,7 @@ from graphprune.commands.group import cli
 from graphprune.errors import GraphPruneError, UsageError
 
 INTERRUPTED = 130
+INTERRUPTION = "interrupted; nothing was written"
 
 
 def main() -> None:
@@ -24,15 +26,15 @@ def main() -> None:
     except GraphPruneError as error:
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
         click.echo(f"graphprune: error: {error}{notes}", err=True)
-        sys.exit(error.exit_code)
+        _fail(error.exit_code, error.what, f"{error.where}{notes}".strip(), error.hint)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.Abort:
-        click.echo("graphprune: interrupted; nothing was written", err=True)
-        sys.exit(INTERRUPTED)
+        click.echo(f"graphprune: {INTERRUPTION}", err=True)
+        _fail(INTERRUPTED, INTERRUPTION)
     except click.ClickException as error:
         error.show()
-        sys.exit(UsageError.exit_code)
+        _fail(UsageError.exit_code, error.format_message())
     except BrokenPipeError:  # the reader has seen enough; Python's own flush must not complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -42,7 +44,19 @@ def main() -> None:
         sys.exit(UsageError.exit_code)
     except MemoryError:
         click.echo("graphprune: error: out of memory", err=True)
-        sys.exit(GraphPruneError.exit_code)
+        _fail(GraphPruneError.exit_code, "out of memory")
+
+
+def _fail(code: int, what: str, where: str = "", hint: str = "") -> NoReturn:
+    """End with ``code``; where JSON was asked for, stdout says why too."""
+    if "--json" in sys.argv[1:]:  # looked up here: the command line itself may be what is wrong
+        from graphprune.report.failure import failure_json
+
+        try:
+            click.echo(failure_json(what, where, hint, code))
+        except OSError:
+            sys.stdout = None  # its flush at exit would fail once more
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from graphprune.cache import Cache, beside
 from graphprune.clock import Clock, Stage
+from graphprune.early import check_early
 from graphprune.errors import UsageError
 from graphprune.latency.predict import Latency
 from graphprune.memory import too_large
@@ -32,6 +33,7 @@ def depth(
     inputs, what is protected, sizes of inputs, and how pieces are timed (``measure``)."""
     clock = Clock(stage)
     original = clock("load", lambda _: load(model))
+    check_early(options, original)
     if too_large(original):
         raise UsageError(
             "the model is too large to be run here, and blocks are measured by running it",

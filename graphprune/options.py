@@ -128,10 +128,17 @@ class Options:
                 "against one of them",
                 hint="Prune with one of them, then the result with the other.",
             )
-        if self.fast and (self.calib is not None or self.search or self.spread == "solved"):
+        seen = self.calib is not None or self.preprocess is not None
+        if self.fast and (seen or self.search or self.spread == "solved"):
             raise UsageError(
                 "--fast looks at weights alone",
-                hint="Leave out --calib, --search, --spread solved.",
+                hint="Leave out --calib, --preprocess, --search, --spread solved.",
+            )
+        if self.preprocess is not None and str(self.calib).lower().endswith(".npz"):
+            raise UsageError(
+                "--preprocess says how pictures become inputs, and the arrays of an .npz file are "
+                "inputs already",
+                hint="Leave out --preprocess, or give a folder of pictures (--calib FOLDER).",
             )
 
     def check_gates(self) -> None:
@@ -268,21 +275,24 @@ class Options:
                 f"--fast looks at weights alone; {' and '.join(names)} at inputs",
                 hint="Leave out --fast, or choose others (`graphprune prune --help`).",
             )
-        if self.unbudgeted and not names and self.calib is not None:
+        looked_at = {"--calib": self.calib, "--preprocess": self.preprocess}
+        given = " and ".join(name for name, value in looked_at.items() if value is not None)
+        if self.unbudgeted and not names and given:
             raise UsageError(
-                "without a budget nothing looks at --calib",
+                f"without a budget nothing looks at {given}",
                 hint="Give a budget (--target-flops and others), or leave it out.",
             )
-        if not names and self.calib is not None:
+        if not names and given:
             raise UsageError(
-                f"neither criterion {self.criterion_name} nor repair {name} looks at --calib",
+                f"neither criterion {self.criterion_name} nor repair {name} looks at {given}",
                 hint="Leave it out, or leave out --criterion or --repair.",
             )
         return bool(names)
 
     def plans_by_inputs(self, registry: Registry) -> bool:
         """Whether inputs are looked at for more than to compare finished plans."""
-        return replace(self, unconstrained=False, calib=None).needs_inputs(registry)
+        plain = replace(self, unconstrained=False, calib=None, preprocess=None)
+        return plain.needs_inputs(registry)
 
     @property
     def scope(self) -> Scope:

@@ -12,7 +12,7 @@ import onnx
 from graphprune.errors import UsageError
 from graphprune.model import Model
 from graphprune.result import Result
-from graphprune.storage import save
+from graphprune.storage import save, through
 
 
 def check_outputs(
@@ -21,10 +21,12 @@ def check_outputs(
     """Fail before the work, not after it: folders must exist, the input must survive."""
     given = {"-o": output, "--plan-out": plan_out}
     named = {option: Path(path) for option, path in given.items() if path is not None}
-    if len({path.resolve() for path in named.values()}) < len(named):
+    if len({os.path.realpath(path) for path in named.values()}) < len(named):
         raise UsageError("the model and the plan would be one file", str(output), "Name two files.")
-    for option, path in named.items():
-        where = f"{option} {path}"
+    for option, given_path in named.items():
+        where, path = f"{option} {given_path}", through(given_path)
+        if path.is_symlink():
+            raise UsageError("the output is a link that leads nowhere", where, "Name a file.")
         if not path.parent.is_dir():
             raise UsageError(
                 "there is no such folder to write to", where, "Make it first, or name another."
@@ -35,16 +37,26 @@ def check_outputs(
             raise UsageError("the output is no regular file", where, "Name another.")
         if not os.access(path.parent, os.W_OK):
             raise UsageError("the output folder is not writable", where, "Name another folder.")
-        if not isinstance(model, onnx.ModelProto) and path.resolve() == Path(model).resolve():
+        if not isinstance(model, onnx.ModelProto) and _same(path, model):
             raise UsageError(
-                "the output would overwrite the input", str(path), "Choose another -o OUT."
+                "the output would overwrite the input", str(given_path), "Choose another -o OUT."
             )
+
+
+def _same(path: str | Path, other: str | Path) -> bool:
+    return os.path.realpath(path) == os.path.realpath(other)
 
 
 def check_data(original: Model, output: str | Path | None) -> None:
     """The result's data file must not be the one that holds the input's weights."""
     if output is None:
         return
+    if original.data_files and Path(output).is_symlink():
+        raise UsageError(
+            "the output is a link, beside which nobody would find the weights kept outside it",
+            f"-o {output}",
+            "Name the file it leads to.",
+        )
     written = {Path(output).resolve(), Path(f"{output}.data").resolve()}
     for path in original.data_files:
         if path in written:
@@ -77,6 +89,7 @@ def write_result(
 @contextmanager
 def written_beside(path: Path, text: str) -> Iterator[None]:
     """Write beside; what happens inside must succeed before the text takes its place."""
+    path = through(path)
     beside = path.with_name(f".{path.name}.part")
     try:
         beside.write_text(text)

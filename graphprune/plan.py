@@ -118,9 +118,8 @@ def make_plan(
     )
 
 
-def removed_units(plan: Plan, analysis: Analysis) -> Mask:
-    """The plan's decision as a mask over the units of this analysis; refused where it is stale."""
-    coupling = analysis.coupling
+def check_model(plan: Plan, analysis: Analysis) -> None:
+    """Refuse a plan that was made for another model."""
     if plan.model_sha256 != analysis.model.sha256:
         raise UsageError(
             "the plan belongs to another model",
@@ -128,6 +127,12 @@ def removed_units(plan: Plan, analysis: Analysis) -> Mask:
             "Make a new plan for this model with --plan-out; so too where an earlier "
             "graphprune, which prepared models otherwise, made it.",
         )
+
+
+def removed_units(plan: Plan, analysis: Analysis) -> Mask:
+    """The plan's decision as a mask over the units of this analysis; refused where it is stale."""
+    coupling = analysis.coupling
+    check_model(plan, analysis)
     by_axes = {group.signature: group for group in coupling.groups}
     removed = np.zeros(coupling.n_units, dtype=bool)
     for entry in plan.groups:

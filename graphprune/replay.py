@@ -41,7 +41,7 @@ def replayed(given: Mapping[str, Any], options: Options) -> tuple[Options, Mappi
         units = tuple(name for name in chosen.units if name != "ranks")
         chosen = replace(chosen, units=units or chosen.units)
     if chosen.repair == "none" and not (given.get("ranks") or given.get("refine")):
-        return replace(chosen, calib=None), {}
+        return replace(chosen, calib=None, preprocess=None), {}
     if not inputs.get("synthesised", True) and chosen.calib is None:
         raise UsageError(
             f"the plan was repaired on {inputs['source']}",

@@ -190,7 +190,8 @@ def _size_hint(runner: Any) -> str:
     ]
     if not open_inputs:
         return "Check that the original runs in ONNX Runtime on such inputs."
-    return f"Give sizes for the symbolic dimensions with --input-shape {' '.join(open_inputs)}."
+    given = " ".join(f"--input-shape {each}" for each in open_inputs)
+    return f"Give sizes for the symbolic dimensions, a number for each N: {given}"
 
 
 def random_inputs(model: Model, shapes: Shapes, seed: int = 0) -> dict[str, Array]:

@@ -6,16 +6,19 @@ import importlib
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from graphprune.errors import UsageError
+from graphprune.calibrate.numbers import as_numbers
+from graphprune.calibrate.trial import refused, tried
+from graphprune.errors import ModelError, UsageError
 from graphprune.interface import fitted
 from graphprune.model import Array, Model
 from graphprune.runtime import Feeds, input_dtype, run_session, session
+from graphprune.shapes import Shapes
 from graphprune.sizes import check_samples, declared
 
 DAMAGED = (zipfile.BadZipFile, zlib.error)
@@ -39,9 +42,9 @@ def read_inputs(path: Path, model: Model, extra: tuple[str, ...] = ()) -> dict[s
     wanted = {value.name for value in model.inputs} | set(extra)
     if not wanted <= set(data):
         raise UsageError(
-            f"the file holds {sorted(data)}",
+            f"the file holds {', '.join(sorted(data)) or 'nothing'}",
             str(path),
-            f"It needs one array for each of {sorted(wanted)}.",
+            f"It needs one array for each of {', '.join(sorted(wanted))}.",
         )
     for value in model.inputs:
         data[value.name] = _as_input(data[value.name], value, path)
@@ -51,14 +54,18 @@ def read_inputs(path: Path, model: Model, extra: tuple[str, ...] = ()) -> dict[s
 def _as_input(array: Array, value: onnx.ValueInfoProto, path: Path) -> Array:
     """The array in the input's type; its shape must fit what the input declares."""
     where = f"array {value.name!r} of {path}"
-    if array.dtype.kind not in "biuf":
-        raise UsageError(f"not numbers but {array.dtype}", where, "Save arrays of numbers.")
+    numbers = as_numbers(array, input_dtype(value), where)
     check_samples(array.shape, value, where)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise UsageError(
-            "numbers that are not finite", where, "Leave out samples with NaN or infinity."
-        )
-    return array.astype(input_dtype(value))
+    return numbers
+
+
+def check_eval(given: str | Path, original: Model, shapes: Shapes) -> None:
+    """Raise what is wrong with ``--eval`` now, not after minutes."""
+    scorer_of(given, original)
+    if Path(given).is_file():
+        labelled = read_labelled(Path(given), original)
+        runner = session(original, optimise=False)
+        tried(runner, original, shapes, [*chunks(original, labelled)], f"--eval {given}")
 
 
 def scorer_of(given: str | Path, original: Model) -> Scorer:
@@ -74,9 +81,17 @@ def scorer_of(given: str | Path, original: Model) -> Scorer:
             score, str(given), running(model, threads, provider)
         )
     labelled = read_labelled(Path(given), original)
-    return lambda model, threads, provider: accuracy(
-        original, running(model, threads, provider), labelled
-    )
+
+    def top_1(model: Model, threads: int, provider: str) -> float:
+        run = running(model, threads, provider)
+        try:
+            return accuracy(original, run, labelled)
+        except ModelError as error:
+            if model is not original:
+                raise
+            raise refused(error, f"--eval {given}") from error
+
+    return top_1
 
 
 def running(model: Model, threads: int, provider: str) -> Run:
@@ -131,17 +146,24 @@ def accuracy(model: Model, run: Run, labelled: Mapping[str, Array]) -> float:
     labels = labelled["labels"].reshape(-1)
     batch = _batch(model)
     hits = 0
-    for start in range(0, len(labels), batch):
-        feeds = {}
-        for value in model.inputs:
-            chunk = labelled[value.name][start : start + batch]
-            short = batch - len(chunk) if declared_batch(model) else 0
-            feeds[value.name] = np.concatenate([chunk, chunk[:1].repeat(short, axis=0)])
+    for start, feeds in zip(range(0, len(labels), batch), chunks(model, labelled), strict=True):
         answer = run(feeds)[0]
         truth = labels[start : start + batch]
         guess = answer.reshape(len(answer), -1, answer.shape[-1]).argmax(-1)[: len(truth), -1]
         hits += int((guess == truth).sum())
     return hits / len(labels)
+
+
+def chunks(model: Model, labelled: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+    """The samples in the batches that the model takes; the last one is filled up where it must."""
+    batch = _batch(model)
+    for start in range(0, labelled["labels"].size, batch):
+        feeds = {}
+        for value in model.inputs:
+            chunk = labelled[value.name][start : start + batch]
+            short = batch - len(chunk) if declared_batch(model) else 0
+            feeds[value.name] = np.concatenate([chunk, chunk[:1].repeat(short, axis=0)])
+        yield feeds
 
 
 def declared_batch(model: Model) -> int | None:

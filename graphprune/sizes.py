@@ -9,6 +9,7 @@ import onnx
 
 from graphprune.errors import ModelError, UsageError
 from graphprune.model import Model
+from graphprune.wording import shape_text
 
 Sizes = tuple[int, ...]
 LARGEST_INPUT = 1 << 30  # elements
@@ -40,10 +41,11 @@ def check_given(model: Model, given: Mapping[str, Sizes]) -> None:
         )
         if not fits or min(shape, default=0) < 0:
             sizes = ",".join("N" if d is None else str(d) for d in dims or ())
+            each = " with a number for each N" if "N" in sizes else ""
             raise UsageError(
-                f"--input-shape {list(shape)} does not fit the declared {dims}",
+                f"--input-shape {list(shape)} does not fit the declared {shape_text(dims)}",
                 name,
-                f"Give {name}:{sizes} with a number for each N." if sizes else "",
+                f"Give --input-shape {name}:{sizes}{each}." if sizes else "",
             )
 
 
@@ -56,7 +58,7 @@ def check_samples(shape: Sizes, value: onnx.ValueInfoProto, where: str) -> None:
     )
     if not fits:
         raise UsageError(
-            f"shape {list(shape)} does not fit the declared {dims}",
+            f"shape {list(shape)} does not fit the declared {shape_text(dims)}",
             where,
             "The first size is the number of samples, the others are the input's.",
         )

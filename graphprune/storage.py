@@ -81,12 +81,17 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
     return model
 
 
+def through(path: str | Path) -> Path:
+    """What a path stands for: of a link its target, so that renaming does not replace the link."""
+    return Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
+
+
 def save(model: Model, path: str | Path) -> None:
     """Write ``model`` to ``path``: beside it first, then renamed, so no half-written file remains.
 
     Models above the protobuf limit, or that came with external data, get ``<path>.data`` beside.
     """
-    path = Path(path)
+    path = through(path)
     external = bool(model.data_files) or model.weight_bytes > PROTOBUF_LIMIT
     try:
         if external and shutil.disk_usage(path.parent).free < model.weight_bytes:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from graphprune.calibrate.choose import Calibration, calibration, usual_count
 from graphprune.calibrate.preprocess import Preprocess, picture_inputs
 from graphprune.calibrate.samples import rows_per_run
+from graphprune.calibrate.trial import tried
 from graphprune.coupling import Group, Mask
 from graphprune.criteria import Criterion, Scores
 from graphprune.criteria.bypassed import BlockEvidence, weigh_blocks
@@ -60,6 +61,9 @@ def study(prepared: Prepared, options: Options, progress: Progress = silent) -> 
         preprocess=None if options.preprocess is None else Preprocess.parse(options.preprocess),
         progress=progress,
     )
+    if options.calib is not None:
+        where = f"--calib {options.calib}"
+        tried(unoptimised, prepared.original, analysis.shapes, inputs.feeds, where)
     return replace(studied, inputs=inputs, notes=inputs.notes)
 
 

@@ -38,8 +38,9 @@ def sweep(
     """Prune ``model`` to each of ``targets``, shares in (0, 1] of the kind of cost ``by`` (a key of
     ``OPTION``) that may remain; the other keywords are the fields of ``Options``.
 
-    With ``output``, a folder, the models (``MODEL.pruned-0.5.onnx``) are written there as they are
-    made, then a table and a plot. A target that cannot be met is a point with its ``failure``;
+    With ``output``, a folder, the models (``MODEL.pruned-0.5.onnx``, by anything but MACs
+    ``MODEL.pruned-params-0.5.onnx``) are written there as they are made, then a table and a plot. A
+    target that cannot be met is a point with its ``failure``;
     where not even the largest can be, that error is raised.
 
     >>> print(sweep("models/fashion_resnet.onnx", [0.3, 0.5, 0.7]))      # doctest: +SKIP
@@ -55,7 +56,8 @@ def sweep(
         raise UsageError("a sweep needs targets", hint="For example --targets 0.3,0.5,0.7.")
     folder = None if output is None else _folder(Path(output))
     stem = "model" if isinstance(model, onnx.ModelProto) else Path(model).stem or "model"
-    outputs = [folder and folder / f"{stem}.pruned-{share:g}.onnx" for share in shares]
+    kind = "" if by == "flops" else f"-{by}"  # or another sweep's files would be overwritten
+    outputs = [folder and folder / f"{stem}.pruned{kind}-{share:.12g}.onnx" for share in shares]
     clock = Clock(stage)
     made = prune_each(model, [{field: share} for share in shares], outputs, clock, **options)
     points, some = [], None
@@ -68,7 +70,7 @@ def sweep(
     inputs = "random inputs" if some.calibration is None else "calibration inputs"
     shared = clock.spent(besides=sum(sum(point.seconds.values()) for point in points))
     done = Sweep(by, some.before, marked(some.before, points), inputs, shared, cleaned=some.cleaned)
-    return done if folder is None else _written(done, folder / f"{stem}.sweep", stem)
+    return done if folder is None else _written(done, folder / f"{stem}.sweep{kind}", stem)
 
 
 def _point(

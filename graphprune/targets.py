@@ -13,6 +13,7 @@ from typing import Any
 
 from graphprune.errors import UsageError
 from graphprune.tables import Counts, lines, parse
+from graphprune.wording import listed
 
 KEYS = {
     "name",
@@ -134,7 +135,9 @@ def _parse(text: str, where: str) -> Target:
     unknown = set(data) - KEYS
     if unknown:
         raise UsageError(
-            f"unknown keys {sorted(unknown)} in the target file", where, f"Known: {sorted(KEYS)}."
+            f"unknown keys in the target file: {listed(sorted(unknown))}",
+            where,
+            f"Known: {listed(sorted(KEYS))}.",
         )
     multiple = data.get("multiple", {})
     if not isinstance(multiple, dict):
@@ -157,7 +160,7 @@ def _parse(text: str, where: str) -> Target:
         )
     fusions = data.get("slow_fusions", [])
     if not isinstance(fusions, list) or not set(map(str, fusions)) <= SLOW_FUSIONS:
-        raise UsageError("unknown slow_fusions", where, f"Known: {sorted(SLOW_FUSIONS)}.")
+        raise UsageError("unknown slow_fusions", where, f"Known: {listed(sorted(SLOW_FUSIONS))}.")
     rates = data.get("rates", {})
     if not isinstance(rates, dict) or not all(
         type(rate) in (int, float) and rate > 0 for rate in rates.values()

@@ -100,9 +100,9 @@ def test_npz_that_does_not_fit(
 def test_npz_with_numbers_that_are_none(tmp_path: Path, colour: Opened) -> None:
     data = np.zeros((4, 3, 16, 16), np.float32)
     data[2, 0, 0, 0] = np.nan
-    samples = open_samples(stored(tmp_path / "c.npz", x=data), *colour, count=4, seed=0)
+    path = stored(tmp_path / "c.npz", x=data)
     with pytest.raises(UsageError, match="NaN"):
-        rows(samples)
+        open_samples(path, *colour, count=4, seed=0)
 
 
 def test_npz_of_different_lengths(tmp_path: Path) -> None:

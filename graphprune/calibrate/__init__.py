@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from graphprune.calibrate.files import from_folder, from_npz
+from graphprune.calibrate.files import check_npz, from_folder, from_npz, pictures_of
 from graphprune.calibrate.preprocess import Preprocess, picture_input
 from graphprune.calibrate.ranges import infer_range
 from graphprune.calibrate.samples import Samples, batches
@@ -14,7 +14,7 @@ from graphprune.model import Model
 from graphprune.shapes import Shapes
 
 __all__ = ["Preprocess", "Samples", "batches", "from_folder", "from_npz", "open_samples"]
-__all__ += ["synthesise"]
+__all__ += ["check_samples", "synthesise"]
 
 
 def open_samples(
@@ -34,17 +34,28 @@ def open_samples(
     if given is None or str(given) == "none":
         return synthesise(model, shapes, count, seed, preprocess=preprocess)
     path = Path(given)
+    check_samples(path, model)
     if path.is_dir():
         return _pictures(path, model, shapes, count, seed, preprocess)
-    if path.suffix.lower() == ".npz":
-        return from_npz(path, model, count)
-    raise UsageError(
-        "calibration inputs are an .npz file or a folder of pictures"
-        if path.exists()
-        else "there is no such file or folder",
-        f"--calib {path}",
-        "Give --calib FILE.npz, --calib FOLDER or --calib none.",
-    )
+    return from_npz(path, model, count)
+
+
+def check_samples(given: str | Path, model: Model) -> None:
+    """Raise ``UsageError`` where the path is neither an .npz file nor a folder of pictures, or its
+    names, types and shapes do not fit; nothing else is read of it."""
+    path = Path(given)
+    if path.is_dir():
+        pictures_of(path, None, 0)
+    elif path.suffix.lower() == ".npz":
+        check_npz(path, model)
+    else:
+        raise UsageError(
+            "calibration inputs are an .npz file or a folder of pictures"
+            if path.exists()
+            else "there is no such file or folder",
+            f"--calib {path}",
+            "Give --calib FILE.npz, --calib FOLDER or --calib none.",
+        )
 
 
 def _pictures(

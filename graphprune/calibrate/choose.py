@@ -14,12 +14,14 @@ from graphprune.cache import Cache
 from graphprune.calibrate import Preprocess, Samples, open_samples
 from graphprune.calibrate.match import class_scores, match_predictions, match_statistics
 from graphprune.calibrate.preprocess import PictureInput, picture_inputs
+from graphprune.calibrate.sameness import sameness
 from graphprune.calibrate.samples import Chunked
 from graphprune.calibrate.synthesise import opened_sizes
 from graphprune.errors import ModelError
 from graphprune.model import Array, Model
 from graphprune.runtime import Feeds
 from graphprune.shapes import Shapes
+from graphprune.wording import counted
 
 MOST, LEAST = 512, 64  # samples where nobody says how many
 FEW = 32  # of the user's own: less says little of what a layer reads
@@ -63,17 +65,14 @@ def calibration(
     BatchNormalization stored, where it is still in the graph. ``macs`` are those of one sample."""
     most = count or usual_count(macs)
     samples = open_samples(given, model, shapes, most, seed, preprocess)
-    notes: tuple[str, ...] = ()
+    notes = samples.notes
     made_up = None
     if given in (None, "none", Path("none")):
         samples, notes = _matched(samples, model, shapes, macs, cache, seed, progress)
         pictures = picture_inputs(model, shapes)
         made_up = pictures[0] if len(pictures) == 1 else None
-    elif samples.count < FEW:
-        notes = (
-            f"{samples.count} calibration inputs are few (--calib, --samples): 200 to 500 are "
-            "recommended, no labels needed",
-        )
+    else:
+        notes += (*few(samples), *sameness(samples, model, shapes))
     chunk = min(LARGEST_CHUNK, max(1, -(-samples.count // CHUNKS)))
     feeds = Chunked(samples, model, chunk)
     if not len(feeds):
@@ -81,6 +80,13 @@ def calibration(
             "there are no calibration inputs", samples.source, "Give samples with --calib."
         )
     return Calibration(feeds, most, samples.source, samples.key, notes, made_up)
+
+
+def few(samples: Samples) -> tuple[str, ...]:
+    if samples.count >= FEW:
+        return ()
+    count = counted(samples.count, "calibration input is", "calibration inputs are")
+    return (f"{count} few (--calib, --samples): 200 to 500 are recommended, no labels needed",)
 
 
 def usual_count(macs: float) -> int:

@@ -8,7 +8,8 @@ import tempfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.lib import format as npy
 from PIL import Image
 
+from graphprune.calibrate.numbers import as_numbers, rounded
 from graphprune.calibrate.preprocess import Preprocess, completed, picture_input
 from graphprune.calibrate.samples import Samples, batched_inputs
 from graphprune.errors import UsageError
@@ -23,6 +25,7 @@ from graphprune.model import Array, Model
 from graphprune.runtime import input_dtype
 from graphprune.shapes import Shapes
 from graphprune.sizes import check_samples, declared
+from graphprune.wording import shape_text
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
 UNREADABLE = (
@@ -36,6 +39,9 @@ UNREADABLE = (
     ValueError,
 )
 PIECE = 2**20  # bytes read at a time
+ROWS = 64  # looked at together
+READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+Header = tuple[tuple[int, ...], bool, np.dtype[Any]]  # shape, whether in Fortran's order, type
 
 
 def from_npz(path: str | Path, model: Model, count: int | None = None) -> Samples:
@@ -48,7 +54,7 @@ def from_npz(path: str | Path, model: Model, count: int | None = None) -> Sample
     path = Path(path)
     arrays = _map_members(path, [value.name for value in model.inputs])
     for value in model.inputs:
-        check_samples(arrays[value.name].shape, value, f"array {value.name!r} of {path}")
+        check_samples(arrays[value.name].shape, value, _named(value.name, path))
     batched = _batched(model, arrays, path)
     lengths = {name: len(arrays[name]) for name in arrays if name in batched}
     if len(set(lengths.values())) > 1:
@@ -67,15 +73,25 @@ def from_npz(path: str | Path, model: Model, count: int | None = None) -> Sample
     def read(start: int, stop: int) -> dict[str, Array]:
         rows = taken[start:stop]
         return {
-            name: _numbers(array[rows] if name in batched else array, dtypes[name], name, path)
+            name: as_numbers(
+                array[rows] if name in batched else array, dtypes[name], _named(name, path)
+            )
             for name, array in arrays.items()
         }
+
+    for start in range(0, max(total, 1), ROWS):  # what is wrong with any of them is said now
+        read(start, min(start + ROWS, total))
+    notes = tuple(
+        f"array {name!r} of {path.name} stores floats: taken as the whole numbers that they are"
+        for name, array in arrays.items()
+        if rounded(array, dtypes[name])
+    )
 
     digest = hashlib.sha256(f"npz {total}".encode())
     for name, array in arrays.items():
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         _digest_rows(digest, (array[i] for i in taken) if name in batched else array[None])
-    return Samples(total, f"{total} rows of {path.name}", digest.hexdigest(), read)
+    return Samples(total, f"{total} rows of {path.name}", digest.hexdigest(), read, notes)
 
 
 def from_folder(
@@ -139,18 +155,38 @@ def open_picture(path: Path) -> Image.Image:
         ) from error
 
 
+def check_npz(path: str | Path, model: Model) -> None:
+    """As ``from_npz`` for names, types and shapes alone: heads are read, and no numbers."""
+    path = Path(path)
+    with _archive(path, [value.name for value in model.inputs]) as archive:
+        shapes = {value.name: _head(archive, value.name, path) for value in model.inputs}
+    for value in model.inputs:
+        check_samples(shapes[value.name], value, _named(value.name, path))
+
+
+def _named(name: str, path: Path) -> str:
+    return f"array {name!r} of {path}"
+
+
 def _map_members(path: Path, names: Sequence[str]) -> dict[str, Array]:
     """The arrays of an .npz file, each mapped from an unnamed copy on disk."""
+    with _archive(path, names) as archive:
+        return {name: _mapped(archive, name, path) for name in names}
+
+
+@contextmanager
+def _archive(path: Path, names: Sequence[str]) -> Iterator[zipfile.ZipFile]:
+    """The .npz file, which holds arrays of these names; what cannot be read in it is its fault."""
     try:
         with zipfile.ZipFile(path) as archive:
             held = {name.removesuffix(".npy") for name in archive.namelist()}
             if not set(names) <= held:
                 raise UsageError(
-                    f"the file holds {sorted(held)}",
+                    f"the file holds {', '.join(sorted(held)) or 'nothing'}",
                     str(path),
-                    f"It needs one array for each of {sorted(names)}.",
+                    f"It needs one array for each of {', '.join(sorted(names))}.",
                 )
-            return {name: _mapped(archive, name, path) for name in names}
+            yield archive
     except UNREADABLE as error:
         cause = (
             error.strerror if isinstance(error, OSError) and error.strerror else "not an .npz file"
@@ -163,13 +199,7 @@ def _map_members(path: Path, names: Sequence[str]) -> dict[str, Array]:
 def _mapped(archive: zipfile.ZipFile, name: str, path: Path) -> Array:
     """One member as a read-only map of an unnamed file, which goes with the array."""
     with archive.open(f"{name}.npy") as member, tempfile.TemporaryFile() as copy:
-        shape, fortran, dtype = _header(member)
-        if dtype.kind not in "biuf":
-            raise UsageError(
-                f"not numbers but {dtype}",
-                f"array {name!r} of {path}",
-                "Save it as an array of numbers: np.savez(path, name=array).",
-            )
+        shape, fortran, dtype = _header(member, name, path)
         shutil.copyfileobj(member, copy, PIECE)
         size = copy.tell()
         if size != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
@@ -180,13 +210,19 @@ def _mapped(archive: zipfile.ZipFile, name: str, path: Path) -> Array:
         return np.memmap(copy, dtype, "r", shape=shape, order="F" if fortran else "C")
 
 
-def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _head(archive: zipfile.ZipFile, name: str, path: Path) -> tuple[int, ...]:
+    """The shape of one member, which holds numbers."""
+    with archive.open(f"{name}.npy") as member:
+        return _header(member, name, path)[0]
+
+
+def _header(member: IO[bytes], name: str, path: Path) -> Header:
     version = npy.read_magic(member)
-    if version == (1, 0):
-        return npy.read_array_header_1_0(member)
-    if version == (2, 0):
-        return npy.read_array_header_2_0(member)
-    raise ValueError(f"version {version} of the array format")
+    if version not in READERS:
+        raise ValueError(f"version {version} of the array format")
+    shape, fortran, dtype = READERS[version](member)
+    as_numbers(np.empty(0, dtype), dtype, _named(name, path))
+    return shape, fortran, dtype
 
 
 def _batched(model: Model, arrays: dict[str, Array], path: Path) -> frozenset[str]:
@@ -196,20 +232,11 @@ def _batched(model: Model, arrays: dict[str, Array], path: Path) -> frozenset[st
         dims, shape = declared(value), arrays[value.name].shape
         if value.name not in batched and dims and dims[0] not in (None, shape[0]):
             raise UsageError(
-                f"shape {list(shape)} does not fit the declared {dims}",
-                f"array {value.name!r} of {path}",
+                f"shape {list(shape)} does not fit the declared {shape_text(dims)}",
+                _named(value.name, path),
                 "Give samples as the model takes them, along the first axis.",
             )
     return frozenset(name for name in batched if arrays[name].ndim)
-
-
-def _numbers(rows: Array, dtype: np.dtype[Any], name: str, path: Path) -> Array:
-    """Rows in the input's type, in memory; nothing in them is NaN or infinite."""
-    if rows.dtype.kind == "f" and not np.isfinite(rows).all():
-        raise UsageError(
-            "NaN or infinite values", f"array {name!r} of {path}", "Leave such samples out."
-        )
-    return np.array(rows, dtype)
 
 
 def _digest_rows(digest: Any, rows: Iterable[Array]) -> None:

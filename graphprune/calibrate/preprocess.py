@@ -17,6 +17,7 @@ from graphprune.model import Array, Model
 from graphprune.runtime import input_dtype
 from graphprune.shapes import Shapes
 from graphprune.sizes import declared
+from graphprune.wording import shape_text
 
 LAYOUTS = ("auto", "nchw", "nhwc")
 ORDERS = ("rgb", "bgr")
@@ -170,7 +171,9 @@ def picture_input(model: Model, shapes: Shapes, preprocess: Preprocess) -> Pictu
         raise UsageError("the size of pictures is open", where, "Give --preprocess size=224.")
     if any(dims[axis] not in (None, side) for axis, side in zip(sides, size, strict=True)):
         raise UsageError(
-            f"size={size[0]}x{size[1]} does not fit the declared {dims}", where, "Leave size out."
+            f"size={size[0]}x{size[1]} does not fit the declared {shape_text(dims)}",
+            where,
+            "Leave size out.",
         )
     for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
         if len(values) not in (1, channels):

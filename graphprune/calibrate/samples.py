@@ -25,6 +25,7 @@ class Samples:
     source: str  # one line for people: "512 rows of calib.npz"
     key: str  # sha256 hex of content, preprocessing and seed: names the cache
     read: Callable[[int, int], dict[str, Array]]  # rows start..stop (exclusive) by graph input
+    notes: tuple[str, ...] = ()  # what to say of them
 
 
 def batched_inputs(model: Model) -> frozenset[str]:

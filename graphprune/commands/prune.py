@@ -71,7 +71,8 @@ def prune(model: Path, output: Path | None, plan_out: Path | None, **given: Any)
     type=click.Path(path_type=Path),
     metavar="FOLDER",
     help="Of the models MODEL.pruned-R.onnx, the table MODEL.sweep.csv and the plot "
-    "MODEL.sweep.svg.  [default: the model's]",
+    "MODEL.sweep.svg; of other kinds than flops MODEL.pruned-KIND-R.onnx, MODEL.sweep-KIND.csv and "
+    "so on.  [default: the model's]",
 )
 @budget_options
 @plan_options
