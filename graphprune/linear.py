@@ -19,7 +19,14 @@ from onnx import helper
 
 from graphprune import external
 from graphprune.model import Array, Model, set_initializer
-from graphprune.quantisation import dequantised, requantised, source_of
+from graphprune.quantisation import (
+    Quantised,
+    dequantised,
+    grown,
+    regridded,
+    requantised,
+    source_of,
+)
 
 Matrix = NDArray[np.float64]
 Attributes = Mapping[str, Any]
@@ -56,6 +63,7 @@ class Linear:
     beta: float = 1.0
     bias_node: int | None = None  # the Add that holds the bias of a MatMul
     reverse: tuple[bool, ...] = ()  # of recurrent weights: whether each direction runs backwards
+    affine: bool = True  # False: it has no bias, and none can be stored
 
     @property
     def taps(self) -> int:
@@ -147,14 +155,15 @@ def _found(model: Model, usable: Container[str]) -> Iterator[Linear]:
 
 
 def repairable(model: Model) -> list[Linear]:
-    """Those that can be rewritten as they are stored: integers too, with a bias of integers."""
+    """Those that can be rewritten as they are stored: integers too, with a bias of integers, or
+    without one where the operator takes none."""
     integers = dequantised(model)
     found = linears(model, model.initializers.keys() | integers.keys())
-    return [
-        k
-        for k in found
-        if k.weight not in integers or k.bias is not None or _bias_scale(model, k) is not None
-    ]
+    return [replace(k, affine=k.weight not in integers or _may_shift(model, k)) for k in found]
+
+
+def _may_shift(model: Model, linear: Linear) -> bool:
+    return linear.bias is not None or _bias_scale(model, linear) is not None
 
 
 def _bias_scale(model: Model, linear: Linear) -> Array | None:
@@ -317,7 +326,7 @@ def rewritten(model: Model, changed: Sequence[Change]) -> Model:
     for change in changed:
         tensors |= stored(model, change, tensors)
         linear = change[0]
-        if linear.bias is None:
+        if linear.bias is None and linear.affine:
             name = _bias_name(model, linear)
             nodes[linear.node] = _with_bias(model.nodes[linear.node], name)
             if name not in tensors:
@@ -342,17 +351,19 @@ def stored(
     linear, matrix, offset = change
     old = model.array(linear.weight)
     value = linear._stored(matrix, old.shape).astype(old.dtype)
-    tensors = _in_place_of(model, linear.weight, value)
+    tensors, growth = _weights_in_place(model, linear, value)
+    if not linear.affine:
+        return tensors
     bias = offset.reshape(-1) / linear.beta
     name = linear.bias or _bias_name(model, linear)
     if linear.kind in RECURRENT:
         bias = _recurrent_bias(known or model.initializers, linear, name, bias)
     if linear.bias is None:
-        return tensors | _new_bias(model, linear, name, bias.astype(old.dtype))
+        return tensors | _new_bias(model, linear, name, bias.astype(old.dtype), growth)
     was = model.array(linear.bias)
     shape = was.shape if was.size == bias.size else bias.shape
     kept = bias.reshape(shape).astype(was.dtype)
-    return tensors | _in_place_of(model, linear.bias, kept)
+    return tensors | _in_place_of(model, linear.bias, kept, growth)
 
 
 def copy_names(model: Model, name: str, mark: str = COPY_MARK) -> Iterator[str]:
@@ -370,11 +381,15 @@ def _bias_name(model: Model, linear: Linear) -> str:
     return f"{name}{COPY_MARK}{number}" if number else name
 
 
-def _new_bias(model: Model, linear: Linear, name: str, bias: Array) -> dict[str, onnx.TensorProto]:
+def _new_bias(
+    model: Model, linear: Linear, name: str, bias: Array, growth: Array | None
+) -> dict[str, onnx.TensorProto]:
     """A bias for an operator that has none: integers and their scale where its weight is such."""
     scale = _bias_scale(model, linear)
     if scale is None:
         return {name: set_initializer(name, bias)}
+    if growth is not None:
+        scale = scale * growth.reshape(scale.shape)
     span = np.iinfo(np.int32)
     steps = np.rint(bias.astype(np.float64) / np.where(scale == 0, 1, scale))
     integers, scales = (f"{name}_{part}" for part in ("quantised", "scale"))
@@ -389,11 +404,39 @@ def _bias_reading(name: str) -> onnx.NodeProto:
     return helper.make_node("DequantizeLinear", inputs, [name], name=name, axis=0)
 
 
-def _in_place_of(model: Model, name: str, value: Array) -> dict[str, onnx.TensorProto]:
+def _weights_in_place(
+    model: Model, linear: Linear, value: Array
+) -> tuple[dict[str, onnx.TensorProto], Array | None]:
+    """What holds an operator's weights from now on, and by how much the scale of integers grows,
+    which is a bias's too: not at all where something else reads it."""
+    source = source_of(model, linear.weight)
+    if source is None or not _has_own_scale(model, source[1], linear):
+        return _in_place_of(model, linear.weight, value), None
+    name, how = source
+    found = regridded(model, name, how, value)
+    tensors = {name: set_initializer(name, found.integers)}
+    return tensors | grown(model, how, found.growth), found.growth
+
+
+def _has_own_scale(model: Model, how: Quantised, linear: Linear) -> bool:
+    """Whether the scale of an operator's weights may change, and that of its bias with it."""
+    bias = None if linear.bias is None else source_of(model, linear.bias)
+    if linear.bias is not None and linear.bias not in model.initializers and bias is None:
+        return False
+    scales = [name for name in (how.scale, bias and bias[1].scale) if name]
+    own = all(n in model.initializers and model.read_once(n) for n in scales)
+    return own and len({int(np.prod(model.initializers[n].dims)) for n in scales}) == 1
+
+
+def _in_place_of(
+    model: Model, name: str, value: Array, growth: Array | None = None
+) -> dict[str, onnx.TensorProto]:
     """What holds a weight from now on: its initialiser, or the integers that it is read from."""
     source = source_of(model, name)
     if source is not None:
-        return {source[0]: set_initializer(source[0], requantised(model, *source, value))}
+        integers = requantised(model, *source, value, growth)
+        found = {source[0]: set_initializer(source[0], integers)}
+        return found | grown(model, source[1], growth)
     tensor = set_initializer(name, value)
     if name in model.initializers:
         tensor.doc_string = model.initializers[name].doc_string

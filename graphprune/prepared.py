@@ -18,6 +18,7 @@ from graphprune.linear import repairable
 from graphprune.model import Model, label
 from graphprune.pipeline import Carry, Change, Context, Pass, Pipeline, as_they_are
 from graphprune.plugins import Registry, collect, installed
+from graphprune.spelling import spelled
 from graphprune.storage import load, source_bytes
 
 NO_CACHE = Cache(None)
@@ -83,7 +84,8 @@ class Prepared:
         """What the report says where calibration inputs repair: these operators they do not."""
         relations = self.analysis.relations
         constants = self.analysis.model.constant_names
-        repaired = {linear.node for linear in repairable(self.analysis.model)}
+        plain = spelled(self.analysis.model)
+        repaired = {plain.node(linear.node) for linear in repairable(plain.model)}
         whole = relations.quantised.keys() | relations.dequantised.keys()
         nodes = {
             contraction.node

@@ -142,6 +142,18 @@ class Sums:
             np.maximum(self.tt / n - np.square(t), 0),
         )
 
+    def about_zero(self) -> Moments:
+        """As ``centred``, of an operator that has no bias: moments about zero, no means."""
+        found = self.centred()
+        x, t = found.mean_x, found.mean_t
+        xx: Covariance
+        if isinstance(found.xx, Thin):
+            xx = Thin(np.concatenate([found.xx.rows, x[:, None]], axis=1))
+        else:
+            xx = found.xx + x[:, :, None] * x[:, None] if self.gram else found.xx
+        tx, tt = found.tx + t[:, :, None] * x[:, None], found.tt + np.square(t)
+        return Moments(found.count, np.zeros_like(x), np.zeros_like(t), xx, tx, tt)
+
 
 def _less_means(products: Matrix, count: float, a: Matrix, b: Matrix) -> Matrix:
     """Mean products less products of means: [groups, a, b]; large, so written over once only."""

@@ -23,6 +23,7 @@ from graphprune.model import Array, Model
 from graphprune.options import Options
 from graphprune.prepared import Prepared
 from graphprune.repair.damage import Damage, Repair, Repaired, silent
+from graphprune.repair.integers import mended
 from graphprune.repair.refine import FEWEST, Lesson, Refined, refine, rows_within
 from graphprune.runtime import random_inputs, run_session, session
 
@@ -184,4 +185,4 @@ def repaired(
     """The cut model with repaired weights; itself where nothing was cut."""
     if not removed.any():
         return cut_model, ()
-    return repair.run(damage(studied, cut_model, removed, progress))
+    return mended(repair, damage(studied, cut_model, removed, progress))

@@ -29,9 +29,11 @@ from graphprune.repair.joint import CONSTANT, Joint, look_ahead
 from graphprune.repair.sites import Known, Site, rows_of, site_of, sums_of
 from graphprune.repair.turns import Uses, turns
 from graphprune.selectors import is_selector
+from graphprune.statistics import Sums
 
 WIDEST = 12288  # columns of a Gram matrix: a wider operator gets its mean output corrected alone
 AFFINE, BIAS = "affine", "bias"
+NO_BIAS = "it takes no bias"
 STEPS_DIFFER = "the mean of a recurrent operator's gates is that of none of its steps"
 ROOM = 1 << 30  # bytes of Gram matrices that wait for further uses of their weights
 
@@ -157,7 +159,7 @@ def with_biases(model: Model, operators: Sequence[Uses] | None = None) -> Model:
     """The model with a bias of zeros in every linear operator that has none: all that have weights
     of their own, unless some are named."""
     mine = [(one,) for one in repairable(model)] if operators is None else operators
-    bare = [linear for uses in mine for linear in uses if linear.bias is None]
+    bare = [linear for uses in mine for linear in uses if linear.bias is None and linear.affine]
     matrices = [linear.matrix(model) for linear in bare]
     zeros = [np.zeros(matrix.shape[:2]) for matrix in matrices]
     return rewritten(model, list(zip(bare, matrices, zeros, strict=True)))
@@ -191,12 +193,16 @@ def _repaired(
     weights = linear.matrix(work)
     old = linear.offset(work, weights.shape[0] * weights.shape[1])
     name = label(work.nodes[linear.node])
-    if plain or weights.shape[2] > WIDEST:
+    plain = plain or weights.shape[2] > WIDEST
+    if plain and not linear.affine:
+        return Solved(weights, (old,), Repaired(name, f"not repaired: {NO_BIAS}"))
+    if plain:
         means = _mean_error(damage, site, before, after, weights, old)
         return Solved(weights, (old + means,), Repaired(name, "bias"))
     fit, held = sums_of(damage, site, before, after)
-    everything = fit.merged(held).centred()
-    ridge = best_ridge(fit.centred(), held.centred(), weights)
+    centred = Sums.centred if linear.affine else Sums.about_zero
+    everything = centred(fit.merged(held))
+    ridge = best_ridge(centred(fit), centred(held), weights)
     inputs = Ridged(everything, ridge)
     matrix, bias = inputs.solved(everything, weights)
     errors: tuple[float | None, float | None] = None, None
@@ -208,7 +214,7 @@ def _repaired(
         )
     if site.rectified:  # what lies below zero on both sides does not count: solve once more
         relaxed = sums_of(damage, site, before, after, (matrix, bias))
-        both = replace(relaxed[0].merged(relaxed[1]).centred(), xx=everything.xx)
+        both = replace(centred(relaxed[0].merged(relaxed[1])), xx=everything.xx)
         matrix, bias = inputs.solved(both, weights)
     return Solved(matrix, (bias,), Repaired(name, f"ridge {ridge:g}", *errors))
 

@@ -62,7 +62,9 @@ def tunable(model: Model, inputs: Mapping[str, Shape]) -> Tunable:
     sites, nodes = [], {}
     for linear in repairable(model):
         shape = shapes.shape.get(linear.y or "")
-        if linear.y is None or not shape or shapes.dtype[linear.y] != TensorProto.FLOAT:
+        if linear.y is None or not linear.affine:
+            continue
+        if not shape or shapes.dtype[linear.y] != TensorProto.FLOAT:
             continue
         own = (shape[1], *(1 for _ in shape[2:])) if linear.kind in CONVOLUTIONS else shape[-1:]
         site = Site(linear, tape.name("scale"), tape.name("shift"), own)

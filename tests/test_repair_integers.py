@@ -1,0 +1,73 @@
+"""Repair of operators on integers: weights and biases on their grids, whatever form they have."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from quantised_forms import NETWORKS, WAYS, quantised
+from repair_forms import content, damaged, error, samples
+
+from graphprune.api import prepare
+from graphprune.model import Model
+from graphprune.repair import REPAIRS, Damage
+from graphprune.repair.integers import mended
+from graphprune.runtime import random_inputs, run_session, session
+from graphprune.shapes import infer
+from graphprune.spelling import spelled
+from graphprune.storage import load
+
+REPAIR = {repair.name: repair for repair in REPAIRS}
+
+
+def half_gone(source: onnx.ModelProto) -> Damage:
+    """Every second unit of each group."""
+    prepared = prepare(source)
+    groups = prepared.analysis.coupling.groups
+    gone = {group.index: range(0, len(group), 2) for group in groups}
+    return damaged(prepared, gone, samples(prepared, chunks=40))
+
+
+def kinds(model: Model) -> dict[str, int]:
+    return {name: tensor.data_type for name, tensor in model.initializers.items()}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_repaired_as_they_are_stored(network: str, way: str, tmp_path: Path) -> None:
+    """The error falls to a fraction; operators, types and shapes are those of the cut model."""
+    damage = half_gone(quantised(network, way, tmp_path))
+    result, reports = mended(REPAIR["obs"], damage)
+    assert error(damage, result) < 0.3 * error(damage, damage.pruned)
+    assert all(r.after is not None and r.after < r.before for r in reports)
+    was, now = kinds(damage.pruned), kinds(result)
+    assert {name: now[name] for name in was} == was
+    assert [n.op_type for n in result.nodes] == [n.op_type for n in damage.pruned.nodes]
+
+
+@pytest.mark.parametrize("form", ["obs", "bias"])
+@pytest.mark.parametrize("way", ["QOperator asymmetric", "dynamic asymmetric per channel"])
+def test_nothing_cut_is_nothing_repaired(way: str, form: str, tmp_path: Path) -> None:
+    prepared = prepare(quantised("convolutional", way, tmp_path))
+    damage = damaged(prepared, {})
+    result, reports = mended(REPAIR[form], damage)
+    assert not reports
+    assert content(result) == content(damage.pruned)
+    assert result.skeleton == damage.pruned.skeleton
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_spelled_out_it_computes_the_same(network: str, way: str, tmp_path: Path) -> None:
+    """To the rounding of what a DynamicQuantizeLinear makes; and put back it is what it was."""
+    model = load(quantised(network, way, tmp_path))
+    plain = spelled(model)
+    feeds = random_inputs(model, infer(model))
+    expected, actual = (run_session(session(m, 1), feeds)[0] for m in (model, plain.model))
+    near = 0.05 if "dynamic" in way else 1e-5
+    assert np.abs(expected - actual).max() <= near * np.abs(expected).max()
+    assert not [n for n in plain.model.nodes if n.op_type.startswith(("QLinear", "QGemm"))]
+    assert plain.back(replace(plain.model)).assemble() == model.assemble()
