@@ -149,12 +149,13 @@ def _studied(
     """Load and analyse; then see that a plan is possible at all, or that the one already ``made``
     is for this model, before minutes go into calibration."""
     original = clock("load", lambda _: load(model))
+    offered = clock("load", lambda _: registry())
     check_data(original, output)
     check_early(options, original)
     options, notes = fitted(options, original)
     size = source_bytes(model, original)
     cache = Cache(beside(model) if options.cache else None)
-    prepared = clock("analyse", lambda _: analyse(original, size, options.scope, cache=cache))
+    prepared = clock("analyse", lambda _: analyse(original, size, options.scope, offered, cache))
     if made is None and options.timed:
         if too_large(original):
             raise UsageError(
