@@ -46,6 +46,8 @@ __all__ = ["analyse", "apply", "plan", "prepare", "prune", "prune_each", "regist
 
 MISSED = (TargetError, VerificationError, AccuracyGateError, LatencyGateError)  # one plan's own
 
+NOTHING_TO_VARY = "--search had nothing to vary: nothing that may leave has a distortion curve"
+
 
 def prune(
     model: str | Path | onnx.ModelProto,
@@ -204,7 +206,9 @@ def _pruned(studied: Study, judged: Judged, options: Options, clock: Clock) -> R
             "blocks", lambda progress: settled_blocks(studied, judged, options, share, progress)
         )
         studied = replace(studied, notes=(*studied.notes, *notes))
-    if options.search:
+    if options.search and not judged.evidence:
+        studied = replace(studied, notes=(*studied.notes, NOTHING_TO_VARY))
+    elif options.search:
         weights = clock(
             "search", lambda progress: best_weights(studied, judged, options, share, progress)
         )

@@ -67,6 +67,7 @@ def allocate(
     stays: Mask | None = None,
     begin: Start | None = None,
     known: Mask | None = None,
+    said: Callable[[str, float], float] | None = None,
 ) -> Decision:
     """Remove the least important steps until every budget holds, then give back what fits.
 
@@ -78,7 +79,8 @@ def allocate(
     ``allow_miss`` a budget out of reach is approached as far as possible, which is then said.
     Narrow groups take finer steps (``Target.fewest_steps``) only where curves say what those are
     worth: they save no time. Units in ``stays`` never leave; ``begin`` says what has left before;
-    ``known`` is a choice on this grid that fits.
+    ``known`` is a choice on this grid that fits. ``said`` is the share that a user means by a share
+    of a kind of cost, who gave a model of which some has left already.
 
     Raises ``NothingPrunableError`` without units, ``TargetError`` where all steps are not enough.
     """
@@ -102,7 +104,7 @@ def allocate(
             break
         if grid.strict or grid.finest:
             shares = {kind: reach.of(kind) / (before.of(kind) or 1.0) for kind in budgets}
-            return _missed(budgets, shares, least, target, allow_miss)
+            return _missed(budgets, shares, least, target, allow_miss, said)
         grid = grid.halved()
         notes = (_finer_note(target, grid),)
     if budgets.keys() == {"memory"}:  # elsewhere nothing is gained by removing anything
@@ -187,10 +189,12 @@ def _missed(
     least: Mask,
     target: Target,
     allow_miss: bool,
+    said: Callable[[str, float], float] | None,
 ) -> Decision:
     """The smallest there is, where that was allowed; else an error that says how far it goes."""
+    said = said or (lambda _, share: share)
     missed = ", ".join(
-        f"{OPTION[kind]} {share:g} (reachable {reach[kind]:.3g})"
+        f"{OPTION[kind]} {said(kind, share):g} (reachable {_above(said(kind, reach[kind])):g})"
         for kind, share in budgets.items()
         if reach[kind] > share
     )
@@ -203,6 +207,14 @@ def _missed(
         "what holds the rest: --protect, --only, --min-channels, --round-to, or the pins that "
         "`graphprune inspect MODEL` lists.",
     )
+
+
+def _above(share: float) -> float:
+    """In three digits, but never one that is out of reach again."""
+    if share <= 0:
+        return share
+    step = 10.0 ** (math.floor(math.log10(share)) - 2)
+    return math.ceil(share / step - 1e-6) * step
 
 
 def _finer_note(target: Target, grid: Target) -> str:

@@ -20,7 +20,7 @@ def distortion(expected: Sequence[Array], actual: Sequence[Array]) -> float:
     little: errors of logits rank plans better (ResNet-56 at half of its MACs: 80.5 % against 78.1).
     """
     values = [
-        _of(a.astype(np.float64), b.astype(np.float64))
+        _of(a.astype(np.float64), _like(a, b).astype(np.float64))
         for a, b in zip(expected, actual, strict=True)
         if a.dtype.kind == "f" and a.size
     ]
@@ -30,7 +30,7 @@ def distortion(expected: Sequence[Array], actual: Sequence[Array]) -> float:
 def relative_error(expected: Sequence[Array], actual: Sequence[Array]) -> float:
     """||a - b|| / ||a|| over all float outputs together."""
     pairs = [
-        (a.astype(np.float64), b.astype(np.float64))
+        (a.astype(np.float64), _like(a, b).astype(np.float64))
         for a, b in zip(expected, actual, strict=True)
         if a.dtype.kind == "f"
     ]
@@ -42,7 +42,7 @@ def agreement(expected: Sequence[Array], actual: Sequence[Array]) -> float:
     """Mean share of rows with the same largest score, over the outputs that are class scores
     ([rows, classes]); 1 where none are."""
     shares = [
-        float((a.argmax(axis=1) == b.argmax(axis=1)).mean())
+        float((a.argmax(axis=1) == _like(a, b).argmax(axis=1)).mean())
         for a, b in zip(expected, actual, strict=True)
         if a.dtype.kind == "f" and a.ndim == 2 and a.shape[1] > 1 and len(a)
     ]
@@ -55,7 +55,7 @@ def divergence(expected: Sequence[Array], actual: Sequence[Array]) -> float:
     found = []
     for a, b in zip(expected, actual, strict=True):
         if a.dtype.kind == "f" and a.ndim == 2 and a.shape[1] > 1 and len(a):
-            p, q = (_log_probabilities(scores.astype(np.float64)) for scores in (a, b))
+            p, q = (_log_probabilities(scores.astype(np.float64)) for scores in (a, _like(a, b)))
             found.append(float((np.exp(p) * (p - q)).sum(axis=1).mean()))
     return float(np.mean(found)) if found else 0.0
 
@@ -65,11 +65,17 @@ def row_errors(expected: Sequence[Array], actual: Sequence[Array]) -> Array:
     for a, b in zip(expected, actual, strict=True):
         if a.dtype.kind != "f" or not a.size or not a.ndim:
             continue
-        wanted, got = a.astype(np.float64), b.astype(np.float64)
+        wanted, got = a.astype(np.float64), _like(a, b).astype(np.float64)
         if a.ndim == 2 and a.shape[1] > 1:
             wanted, got = _logits(wanted), _logits(got)
         return np.asarray(np.square(wanted - got).reshape(len(a), -1).mean(axis=1))
     return np.zeros(0)
+
+
+def _like(expected: Array, actual: Array) -> Array:
+    """``actual``, or zeros where it is of another shape: then the data decided how many rows there
+    are (detections), and no element of it stands for one of the expected."""
+    return actual if actual.shape == expected.shape else np.zeros_like(expected)
 
 
 def _of(expected: Array, actual: Array) -> float:

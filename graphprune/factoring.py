@@ -4,7 +4,7 @@ model in which they are two layers, cut and repaired like any other."""
 from __future__ import annotations
 
 import glob
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -144,6 +144,7 @@ def with_lower_ranks(
     curves: Mapping[int, Matrix],
     allow_miss: bool,
     stays: Mask | None,
+    said: Callable[[str, float], float] | None = None,
 ) -> Decision | None:
     """The decision among channels and ranks; ``None`` where that among channels ``alone`` promises
     as much, or the budget is out of reach for both."""
@@ -165,6 +166,7 @@ def with_lower_ranks(
             curves=every,
             stays=stays,
             known=start,
+            said=said,
         )
     except TargetError:
         return None

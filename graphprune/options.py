@@ -116,6 +116,11 @@ class Options:
                 "--refine makes up for what leaves, and without a budget nothing is lost",
                 hint="Give a budget (--target-flops and others), or leave out --refine.",
             )
+        if self.search and self.unbudgeted:
+            raise UsageError(
+                "--search compares plans within a budget, and none is given",
+                hint="Give a budget (--target-flops and others), or leave out --search.",
+            )
         if "ranks" in self.units and (self.fast or self.spread not in ("auto", "solved")):
             raise UsageError(
                 "--units ranks weighs layers of lower rank by their outputs on calibration inputs",
@@ -256,6 +261,18 @@ class Options:
             return self.refine
         own = self.calib is not None and not self.unbudgeted
         return REFINE_STEPS if own and self.repair_name == "obs" else 0
+
+    @property
+    def by_weights(self) -> str:
+        """The options that may be why nothing looks at inputs."""
+        given = {
+            "--fast": self.fast,
+            "--scores": self.scores is not None,
+            "--masks": self.masks is not None,
+            f"--criterion {self.criterion}": self.criterion is not None,
+            f"--repair {self.repair}": self.repair is not None,
+        }
+        return " and ".join(option for option, there in given.items() if there)
 
     def criterion_of(self, registry: Registry) -> Criterion:
         """What scores; of a file only how its numbers are lifted to units."""

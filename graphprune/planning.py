@@ -92,6 +92,11 @@ def judge(
             "--units blocks needs calibration inputs: weights do not say what a block is worth",
             hint="Leave out blocks, or --fast, --criterion, --repair none and --spread.",
         )
+    if options.search and not curves:
+        raise UsageError(
+            "--search compares plans on calibration inputs, and nothing here looks at any",
+            hint=f"Leave out --search, or {options.by_weights}.",
+        )
     if not curves:
         return Judged(scores, {}, outside)
     found = evidence(studied, criterion, scores, progress)
@@ -172,6 +177,11 @@ def decide(
     )
     if not limits:  # what leaves without loss has left
         return Decision(analysis.nothing_removed, target)
+
+    def said(kind: str, part: float) -> float:
+        spare = (margins or {}).get(kind, 0.0)
+        return (part * before.of(kind) + spare) / own.get(kind, before.of(kind))
+
     factors = {g: (weights or {}).get(g, 1.0) for g in judged.evidence}
     curves = {
         g: e.curve * factors[g] for g, e in judged.evidence.items() if np.isfinite(factors[g])
@@ -193,13 +203,14 @@ def decide(
             curves,
             stays,
             judged.begin,
+            said=said,
         )
     except (NothingPrunableError, TargetError) as error:
         failure = error
     lower = judged.ranks
     if lower is not None and limits.keys() - {"memory"}:
         both = with_lower_ranks(
-            lower, judged.scores, alone, target, limits, curves, options.allow_miss, stays
+            lower, judged.scores, alone, target, limits, curves, options.allow_miss, stays, said
         )
         alone, failure = (alone, failure) if both is None else (both, None)
     if isinstance(failure, NothingPrunableError):

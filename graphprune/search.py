@@ -45,8 +45,6 @@ def best_weights(
     """Factors on the groups' distortion curves, from 1 in ``options.search`` random steps: those
     whose plan's outputs are nearest to the original's on inputs held out ((1+1) evolution strategy
     with the one-fifth rule)."""
-    if not judged.evidence:
-        raise UsageError("--search needs distortion curves", hint="Leave out --fast and --spread.")
     part, held = _split(studied)
     reference = _outputs(studied.original, held)
     rng = np.random.default_rng(options.scoring.seed)
@@ -86,7 +84,10 @@ def smallest_within(
         def drop(model: Model) -> float:
             return dense - scorer(model, options.threads, options.provider)
     elif not len(held):
-        raise UsageError("--max-drop needs --eval FILE, or calibration inputs", hint="not --fast")
+        raise UsageError(
+            "--max-drop compares outputs on calibration inputs, and nothing here looks at any",
+            hint=f"Give --eval FILE, or leave out {options.by_weights}.",
+        )
     else:
         reference = _outputs(studied.original, held)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from graphprune.analysis import inexact, pinned_reasons
@@ -145,6 +146,12 @@ def _strange_note(made: Made, verdict: Verdict, options: Options) -> list[str]:
     convolutions = any(node.op_type == "Conv" for node in original.nodes)
     if convolutions and options.calib is None and not batch_norms(original):
         helps += ["an export that keeps BatchNormalization"]
+    if math.isinf(difference):
+        return [
+            "the cut is verified, but on random inputs an output has another size than the "
+            "original's (detections, whose number the data decides), or is infinite where that is "
+            "not: the difference says nothing, --eval says what the result is worth on your data"
+        ]
     return [
         f"the cut is verified, but on random inputs the outputs are as far from the original's as "
         f"these are large ({difference:.3g}): the result hardly resembles the original there. "
