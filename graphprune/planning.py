@@ -178,7 +178,7 @@ def decide(
     if not limits:  # what leaves without loss has left
         return Decision(analysis.nothing_removed, target)
 
-    def said(kind: str, part: float) -> float:
+    def of_given(kind: str, part: float) -> float:
         spare = (margins or {}).get(kind, 0.0)
         return (part * before.of(kind) + spare) / own.get(kind, before.of(kind))
 
@@ -203,14 +203,14 @@ def decide(
             curves,
             stays,
             judged.begin,
-            said=said,
+            said=of_given,
         )
     except (NothingPrunableError, TargetError) as error:
         failure = error
     lower = judged.ranks
     if lower is not None and limits.keys() - {"memory"}:
         both = with_lower_ranks(
-            lower, judged.scores, alone, target, limits, curves, options.allow_miss, stays, said
+            lower, judged.scores, alone, target, limits, curves, options.allow_miss, stays, of_given
         )
         alone, failure = (alone, failure) if both is None else (both, None)
     if isinstance(failure, NothingPrunableError):
