@@ -14,7 +14,7 @@ from graphprune.options import Options
 from graphprune.pace import Paced
 from graphprune.pipeline import Change, Pass, PassResult, Pipeline
 from graphprune.plan import Plan
-from graphprune.planning import Judged, decide, settled, written
+from graphprune.planning import Judged, Margins, decide, settled, written
 from graphprune.prepared import Prepared
 from graphprune.repair.damage import Repaired
 from graphprune.repair.refine import Refined
@@ -22,6 +22,7 @@ from graphprune.study import Study, refined, repaired
 from graphprune.validate import Proof, verify, verify_normal, verify_same
 
 MARGIN = 64  # bytes kept free when a file's size is the budget
+RETRIES = 3  # of a plan whose result is not what was counted; each knows what the last one missed
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ def make(
     weights: Mapping[int, float] | None,
     found: Paced | None = None,
 ) -> Made:
-    """Decide, cut, prove and repair; once more where the file or the parameters of the result are
-    not what the cost model counted and the budget is on them."""
+    """Decide, cut, prove and repair; again where the file or the parameters of the result are not
+    what the cost model counted and the budget is on them."""
     prepared = studied.prepared
 
     def decided(margins: Mapping[str, float]) -> Decision:
@@ -59,15 +60,21 @@ def make(
         plan = clock("record", lambda _: written(mine, scored, settle, options, share))
         return carry_out(mine, plan, settle, options, clock)
 
-    known = found.margins if found is not None else {}
+    known: Margins = found.margins if found is not None else {}
     as_paced = found.decision if found and share is None and weights is None else None
     made = attempt(as_paced or decided(known))
-    missed = _missed(studied, made, options) if share is None else {}
-    return attempt(decided({**known, **missed})) if missed else made
+    for again in range(RETRIES if share is None else 0):
+        missed = _missed(studied, made, options, nearer=not again)
+        if not missed:
+            break
+        known = {**known, **missed}
+        made = attempt(decided(known))
+    return made
 
 
-def _missed(studied: Study, made: Made, options: Options) -> dict[str, float]:
-    """What the result has beyond the cost model's count, where it misses a budget by that."""
+def _missed(studied: Study, made: Made, options: Options, nearer: bool) -> dict[str, float]:
+    """What the result has beyond the cost model's count, where it misses a budget by that: has too
+    much, or much less than it may, if it is to come ``nearer``."""
     asked = options.budgets()
     cost = made.studied.prepared.analysis.cost
     predicted = made.decision.costs or cost.of(made.decision.removed)
@@ -75,7 +82,8 @@ def _missed(studied: Study, made: Made, options: Options) -> dict[str, float]:
     whole = studied.prepared.whole
     for kind in own.keys() & asked.keys():
         share = own[kind] / max(whole[kind], 1)
-        if asked[kind] < 1 and not asked[kind] - SLACK <= share <= asked[kind]:
+        least = asked[kind] - SLACK if nearer else 0.0
+        if asked[kind] < 1 and not least <= share <= asked[kind]:
             spare = {"bytes": MARGIN, "params": 0}
             return {kind: own[kind] - predicted.of(kind) + spare[kind] for kind in own}
     return {}

@@ -56,7 +56,7 @@ def compare(
         feeds = read_inputs(inputs, first.original)
     runners = session(first.original), session(second.original)
     error = compare_outputs(second.original, runners, feeds)
-    costs = [s.analysis.cost.of(s.analysis.nothing_removed) for s in sides]
+    costs = [s.before for s in sides]
     kinds = [Counter(node.op_type for node in side.original.nodes) for side in sides]
     rows: list[tuple[str, Any, Any]] = [
         ("MACs", f"{costs[0].macs:,.0f}", f"{costs[1].macs:,.0f}"),

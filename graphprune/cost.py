@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
+from onnx import TensorProto
 from scipy.sparse import csr_array
 
 from graphprune.control import regions
@@ -168,9 +171,22 @@ def whole(value: float) -> float:
 
 
 def count_params(model: Model) -> float:
-    """Elements of all weights, float or quantised to 8 bits and fewer, counted on the model."""
-    floats = (t for t in model.initializers.values() if t.data_type in WEIGHT_TYPES)
-    return float(sum(int(np.prod(t.dims, dtype=np.int64)) for t in floats))
+    """Elements of all weights, float or quantised to 8 bits and fewer, each counted once as it is
+    stored: as an initialiser, in a Constant node, in a body."""
+    opened = model.opened
+    stored = [(t.data_type, prod(t.dims)) for t in opened.initializers.values()]
+    for node in opened.nodes:
+        if node.op_type == "Constant" and not node.domain:
+            stored += [_constant(attribute) for attribute in node.attribute]
+    return float(sum(count for kind, count in stored if kind in WEIGHT_TYPES))
+
+
+def _constant(attribute: onnx.AttributeProto) -> tuple[int, int]:
+    """Element type and elements of what a Constant node holds; of what is no number, none."""
+    if attribute.name == "value":
+        return attribute.t.data_type, prod(attribute.t.dims)
+    floats = {"value_float": 1, "value_floats": len(attribute.floats)}
+    return TensorProto.FLOAT, floats.get(attribute.name, 0)
 
 
 def cost_model(model: Model, shapes: Shapes, coupling: Coupling) -> CostModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,11 +41,14 @@ class Group:
     signature: Signature
     units: NDArray[np.int64]  # unit numbers, in slot order
     counts: tuple[int, ...] | None = None  # that may stay besides all; None: any
+    ordinal: int = 1  # among the groups that begin with the same axis
 
     @property
     def name(self) -> str:
+        """The first axis; for the second group that begins with it ``conv1.weight:0#2``."""
         first = self.signature[0]
-        return f"{first[0]}:{first[1]}"
+        which = f"#{self.ordinal}" if self.ordinal > 1 else ""
+        return f"{first[0]}:{first[1]}{which}"
 
     def __len__(self) -> int:
         return len(self.units)
@@ -308,15 +312,15 @@ def _units(
     for unit, (start, end) in enumerate(pairwise(bounds)):
         by_signature.setdefault(all_axes[start:end], []).append(unit)
     axes = {key: np.frombuffer(key, dtype=touched.dtype).tolist() for key in by_signature}
-    groups = tuple(
-        Group(
-            index,
-            tuple((parameters[i].tensor, parameters[i].index) for i in axes[key]),
-            np.array(by_signature[key], dtype=np.int64),
-        )
-        for index, key in enumerate(sorted(by_signature, key=lambda key: axes[key]))
-    )
-    return unit_of_component, len(units), groups
+    keys = sorted(by_signature, key=lambda key: axes[key])
+    seen: Counter[int] = Counter()  # groups by the first axis
+    groups = []
+    for index, key in enumerate(keys):
+        signature = tuple((parameters[i].tensor, parameters[i].index) for i in axes[key])
+        seen[axes[key][0]] += 1
+        mine = np.array(by_signature[key], dtype=np.int64)
+        groups.append(Group(index, signature, mine, ordinal=seen[axes[key][0]]))
+    return unit_of_component, len(units), tuple(groups)
 
 
 def _blocks(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import onnx
@@ -11,7 +12,7 @@ from graphprune.analysis import Analysis, Scope
 from graphprune.cache import Cache
 from graphprune.cleaned import Cleaned
 from graphprune.control import regions
-from graphprune.cost import Costs
+from graphprune.cost import Costs, count_params
 from graphprune.errors import UsageError
 from graphprune.latency.predict import Latency
 from graphprune.linear import repairable
@@ -49,11 +50,25 @@ class Prepared:
 
     @property
     def before(self) -> Costs:
-        """What the model costs as it was given."""
-        if self.uncleaned is not None:
-            return self.uncleaned
-        analysis = self.given or self.analysis
-        return analysis.cost.of(analysis.nothing_removed)
+        """What the model costs as it was given. Its parameters are counted as they are stored: the
+        normal form may hold a weight twice, for each of two readers."""
+        found = self.uncleaned
+        if found is None:
+            analysis = self.given or self.analysis
+            found = analysis.cost.of(analysis.nothing_removed)
+        return replace(found, params=self.stored)
+
+    @cached_property
+    def stored(self) -> float:
+        """Parameters of the model as it was given."""
+        return count_params(self.original)
+
+    @property
+    def left(self) -> Costs:
+        """What it costs as it is analysed: without what left without loss."""
+        found = self.analysis.cost.of(self.analysis.nothing_removed)
+        params = count_params(self.analysis.model) if self.cleaned else self.stored
+        return replace(found, params=params)
 
     @property
     def unknown_notes(self) -> list[str]:

@@ -162,7 +162,7 @@ def error_on(studied: Study) -> Callable[[Model], float]:
     """The mean relative error of a model's outputs against the original's: on calibration inputs
     (``JUDGED`` rows of them), on ``RANDOM`` random ones where there are none. The original runs
     once."""
-    feeds = _judged_inputs(studied)
+    feeds = judged_inputs(studied)
     reference: list[list[Array]] = []
 
     def error(model: Model) -> float:
@@ -190,7 +190,7 @@ def held_out(studied: Study, options: Options) -> tuple[Study, Callable[[Model],
     """The study on most of its inputs, and how near a model is on the rest: on all of them where
     nothing is repaired, on random ones where there are none."""
     if studied.inputs is None:
-        part, held = studied, _judged_inputs(studied)
+        part, held = studied, judged_inputs(studied)
     elif options.repair_name == "none":
         part, held = studied, studied.inputs.feeds
     else:
@@ -209,7 +209,8 @@ def held_out(studied: Study, options: Options) -> tuple[Study, Callable[[Model],
     return part, near
 
 
-def _judged_inputs(studied: Study) -> Sequence[Feeds]:
+def judged_inputs(studied: Study) -> Sequence[Feeds]:
+    """``JUDGED`` rows of the calibration inputs, else ``RANDOM`` random ones."""
     prepared = studied.prepared
     if studied.inputs is None:
         seeds = range(studied.seed, studied.seed + RANDOM)
@@ -220,8 +221,21 @@ def _judged_inputs(studied: Study) -> Sequence[Feeds]:
         if rows >= JUDGED:
             break
         chosen.append(feed)
-        rows += max((len(array) for array in feed.values() if np.ndim(array)), default=1)
+        rows += _rows(feed)
     return chosen
+
+
+def compared_on(studied: Study) -> str:
+    """What ``judged_inputs`` are, in words."""
+    if studied.inputs is None:
+        return f"{RANDOM} random inputs"
+    feeds = judged_inputs(studied)
+    rows = sum(_rows(feed) for feed in feeds)
+    return f"{rows} of the calibration inputs"
+
+
+def _rows(feed: Feeds) -> int:
+    return max((len(array) for array in feed.values() if np.ndim(array)), default=1)
 
 
 def _split(studied: Study) -> tuple[Study, Sequence[Feeds]]:

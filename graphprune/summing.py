@@ -19,11 +19,14 @@ from graphprune.plan import Plan
 from graphprune.prepared import Prepared
 from graphprune.result import Result, Summary
 from graphprune.scoring import scorer_of
+from graphprune.search import compared_on, judged_inputs
 from graphprune.study import Study
-from graphprune.validate import Verdict, measure
+from graphprune.validate import Compared, Verdict, measure
+from graphprune.wording import counted, listed
 
 NOTHING_IDLE = "lossless: nothing here is dead, constant or a duplicate; the model is as given"
-STRANGE = 1.0  # largest output difference from which on the result is another function
+STRANGE = 1.0  # largest output difference on random inputs from which on it is another function
+LOST = 1.0  # of the outputs' variance on calibration inputs: a constant loses no more
 NO_BUDGET = "no budget was given: nothing else left; --target-flops 0.5 asks for half of the MACs"
 
 
@@ -36,7 +39,7 @@ def sum_up(
     given = prepared.given or analysis  # layers may be two by now
     verdict = Verdict()
     if options.measure or options.eval_data is not None:
-        verdict = clock("measure", lambda _: _measure(prepared, made.model, options))
+        verdict = clock("measure", lambda _: _measure(studied, made.model, options))
     pace: tuple[str, ...] = ()
     if found is not None:
         met = bool(prepared.cleaned) and not made.decision.removed.any()
@@ -64,7 +67,7 @@ def sum_up(
     decided = bool(said.get("budgets") or said.get("outside"))  # in the run that made the plan
     unlost += [NO_BUDGET] if options.unbudgeted and not decided else []
     folded = [change for change in made.changes if change.pass_name == "fold_batch_norm"]
-    unlost += [f"lossless: {len(folded)} BatchNormalizations folded"] if folded else []
+    unlost += [f"lossless: {counted(len(folded), 'BatchNormalization')} folded"] if folded else []
     inside = [] if studied.inputs is None else prepared.body_notes
     return Result(
         made.model,
@@ -118,7 +121,9 @@ def _shared_note(prepared: Prepared, made: Made) -> list[str]:
     if not nodes:
         return []
     first = label(model.nodes[nodes[0]])
-    return [f"{len(nodes)} operators whose weights others read too are not repaired: {first!r} ..."]
+    number = counted(len(nodes), "operator")
+    verb = "is" if len(nodes) == 1 else "are"
+    return [f"{number} whose weights others read too {verb} not repaired, first {first!r}"]
 
 
 def _unrefined_note(made: Made, options: Options) -> list[str]:
@@ -130,33 +135,57 @@ def _unrefined_note(made: Made, options: Options) -> list[str]:
 
 def _strange_note(made: Made, verdict: Verdict, options: Options) -> list[str]:
     """The cut was proved, but what it removed may be missed: what may help, of what was not done.
-    Where accuracy was scored, that says it better."""
-    difference = verdict.output_difference
-    if difference is None or difference < STRANGE or verdict.accuracy is not None:
-        return []
+    Where accuracy was scored, that says it better, but for outputs that never change."""
     if not made.decision.removed.any():
         return []
+    unsaid = verdict.output_difference is not None and math.isinf(verdict.output_difference)
+    if unsaid and verdict.accuracy is None and not verdict.constant:
+        return [
+            f"the cut is verified, but on {verdict.compared_on} an output has another size than "
+            "the original's (detections, whose number the data decides), or is infinite where that "
+            "is not: the difference says nothing, --eval says what the result is worth on your data"
+        ]
+    seen = made.studied.inputs is not None
+    strange = _strange(verdict, seen)
+    if strange is None:
+        return []
     helps = ["a larger share"] if not options.unbudgeted else []
-    if made.studied.inputs is None:
+    if not seen:
         helps += ["inputs to look at (the default --criterion and --repair, not --fast)"]
     else:
-        helps += ["samples of your own (--calib)"] if options.calib is None else []
-        helps += [] if made.plan.options.get("refine") else ["--refine 80"]
+        own, refined = options.calib is not None, made.plan.options.get("refine")
+        helps += [] if own else ["samples of your own (--calib)"]
+        helps += ["--refine 80"] if own and not refined else []
     original = made.studied.prepared.original
     convolutions = any(node.op_type == "Conv" for node in original.nodes)
     if convolutions and options.calib is None and not batch_norms(original):
         helps += ["an export that keeps BatchNormalization"]
-    if math.isinf(difference):
-        return [
-            "the cut is verified, but on random inputs an output has another size than the "
-            "original's (detections, whose number the data decides), or is infinite where that is "
-            "not: the difference says nothing, --eval says what the result is worth on your data"
-        ]
+    scored = "" if verdict.accuracy is not None else ". --eval says what that is worth on your data"
+    may = f". What may help: {listed(helps)}" if helps else ""
     return [
-        f"the cut is verified, but on random inputs the outputs are as far from the original's as "
-        f"these are large ({difference:.3g}): the result hardly resembles the original there. "
-        f"--eval says what that is worth on your data. What may help: {', '.join(helps)}"
+        f"the cut is verified, but on {verdict.compared_on} {strange}: the result hardly resembles "
+        f"the original there{scored}{may}"
     ]
+
+
+def _strange(verdict: Verdict, seen: bool) -> str | None:
+    """What makes the result another function on the inputs that outputs were compared on."""
+    if verdict.constant:
+        named = listed(map(repr, verdict.constant))
+        return f"{named} is the same for all, as the original's is not"
+    if verdict.accuracy is not None:
+        return None
+    if seen and verdict.unexplained is not None:
+        if verdict.unexplained < LOST:
+            return None
+        return (
+            "the outputs are no nearer to the original's than a constant would be (squared error "
+            f"over variance: {verdict.unexplained:.3g})"
+        )
+    difference = verdict.output_difference
+    if difference is None or difference < STRANGE:
+        return None
+    return f"the outputs are as far from the original's as these are large ({difference:.3g})"
 
 
 def _blocks_note(plan: Plan) -> list[str]:
@@ -167,7 +196,8 @@ def _blocks_note(plan: Plan) -> list[str]:
     return [f"{len(gone)} of {len(plan.blocks)} residual blocks have left: {named}"]
 
 
-def _measure(prepared: Prepared, result: Model, options: Options) -> Verdict:
+def _measure(studied: Study, result: Model, options: Options) -> Verdict:
+    prepared = studied.prepared
     scorer = None
     if options.eval_data is not None:
         scorer = scorer_of(options.eval_data, prepared.original)
@@ -175,6 +205,7 @@ def _measure(prepared: Prepared, result: Model, options: Options) -> Verdict:
         prepared.original,
         result,
         prepared.analysis.shapes,
+        Compared(compared_on(studied), judged_inputs(studied)),
         seed=options.scoring.seed,
         threads=options.threads,
         provider=options.provider,
@@ -218,7 +249,7 @@ def _summaries(prepared: Prepared, made: Made, verdict: Verdict) -> tuple[Summar
         ),
         Summary(
             whole(after.macs),
-            whole(count_params(made.model) if made.repairs or prepared.cleaned else after.params),
+            whole(count_params(made.model)),
             made.model.stored_bytes,
             latency[1],
             accuracy[1],

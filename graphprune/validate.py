@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from graphprune.branches import Branches, rewritten_branches
 from graphprune.coupling import Mask
 from graphprune.errors import ModelError, VerificationError
 from graphprune.interface import fitted
+from graphprune.likeness import likeness
 from graphprune.model import Array, Model
 from graphprune.operators import Operator, profiled_sessions
 from graphprune.oracle import Open, compared, law_errors, relative_error, with_outputs
@@ -43,6 +44,9 @@ class Verdict:
     rounding: float | None = None  # the error with rounding, where it was proved without
     shift: float | None = None  # the error where the original takes its statistics over all slots
     output_difference: float | None = None
+    compared_on: str | None = None  # the inputs it is of
+    unexplained: float | None = None  # of the outputs' variance on them; see ``Likeness``
+    constant: tuple[str, ...] = ()  # outputs that are, and were not
     latency: tuple[float, float] | None = None
     latency_ratio: tuple[float, float, float] | None = None  # median and quartiles
     accuracy: tuple[float, float] | None = None
@@ -63,6 +67,14 @@ class Verdict:
         if self.shift is not None:
             text += f"; inexact: statistics over what is left move the outputs by {self.shift:.1e}"
         return text
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Inputs on which outputs are compared, and what they are."""
+
+    on: str
+    feeds: Sequence[Feeds]
 
 
 @dataclass(frozen=True)
@@ -262,6 +274,7 @@ def measure(
     original: Model,
     result: Model,
     shapes: Shapes,
+    compared: Compared | None = None,
     *,
     seed: int = 0,
     threads: int = 1,
@@ -269,15 +282,16 @@ def measure(
     rounds: int = 21,
     scorer: Scorer | None = None,
 ) -> Verdict:
-    """Output difference on random inputs, interleaved latency, as a whole and by operator, and
-    ``scorer``'s accuracy."""
+    """Output difference on the inputs to be ``compared`` on, interleaved latency on random ones, as
+    a whole and by operator, and ``scorer``'s accuracy."""
     feeds = random_inputs(original, shapes, seed)
     operators: tuple[Operator, ...] = ()
     if rounds:
         runners, operators = profiled_sessions([original, result], feeds, threads, provider)
     else:
         runners = [session(model, threads, provider) for model in (original, result)]
-    difference = compare_outputs(result, (runners[0], runners[1]), feeds)
+    compared = compared or Compared("random inputs", [feeds])
+    like = likeness(original, result, runners, compared.feeds)
     latency, ratio = None, None
     if rounds:
         timing = time_interleaved(runners, [feeds, fitted(result, feeds)], rounds)
@@ -287,7 +301,10 @@ def measure(
     if scorer is not None:
         scores = tuple(scorer(model, threads, provider) for model in (original, result))
     return Verdict(
-        output_difference=difference,
+        output_difference=like.difference,
+        compared_on=compared.on,
+        unexplained=like.unexplained,
+        constant=like.constant,
         latency=latency,
         latency_ratio=ratio,
         accuracy=None if scores is None else (scores[0], scores[1]),

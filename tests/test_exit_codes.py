@@ -13,7 +13,7 @@ from command_line import FINE, HALF, QUICK, WEIGHTS, Run
 from graphs import Builder
 from onnx import numpy_helper
 
-from graphprune import api, prepared
+from graphprune import api
 from graphprune.rules.elementwise import unary
 
 
@@ -92,7 +92,7 @@ def test_exit_5(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     onnx.save(b.model({"x": [1, 6]}, {y: [1, 5]}), path)
     honest = api.registry()
     lying = replace(honest, rules={**honest.rules, ("", "Softmax"): unary})
-    monkeypatch.setattr(prepared, "registry", lambda: lying)
+    monkeypatch.setattr(api, "registry", lambda: lying)
     ran = run(path, *HALF)
     assert (ran.code, ran.out) == (5, "")
     assert "Nothing was written" in ran.err

@@ -77,7 +77,7 @@ def test_batch_normalisation_is_folded_where_something_left(run: Any, tmp_path: 
     onnx.save(finished(b), model)
     document = json.loads(run(model, "-o", out, "--json", "--no-measure").out)
     assert "BatchNormalization" not in {node.op_type for node in onnx.load(out).graph.node}
-    assert "lossless: 1 BatchNormalizations folded" in document["notes"]
+    assert "lossless: 1 BatchNormalization folded" in document["notes"]
     stored = sum(np.prod(t.dims) for t in onnx.load(out).graph.initializer)
     assert document["after"]["params"] == stored
 

@@ -358,3 +358,19 @@ def test_bodies_and_constants_can_be_named(tmp_path: Path) -> None:
     result = api.prune(model, masks=file(tmp_path, w=gone), **MASKED)
     assert list(removed(result).values()) == [(3,)]
     assert isinstance(result.made, Model)
+
+
+def test_groups_that_begin_with_one_axis_have_names_of_their_own(tmp_path: Path) -> None:
+    """The rows of one weight go two ways: both groups can be scored, and are."""
+    b = Builder(7)
+    x = b.add("Relu", b.conv("x", 3, 8))
+    left, right = f"{x}_left", f"{x}_right"
+    b.nodes.append(onnx.helper.make_node("Split", [x], [left, right], axis=1))
+    y = b.add("Add", b.conv(left, 4, 5), b.conv(right, 4, 5))
+    model = b.model({"x": [1, 3, 4, 4]}, {y: [1, 5, 4, 4]})
+    names = [group.name for group in api.prepare(model).analysis.coupling.groups]
+    assert names == [f"{FIRST}:0", f"{FIRST}:0#2"]
+    given_scores = dict(zip(names, (np.arange(4.0), np.arange(4.0)[::-1]), strict=True))
+    options = {**FINE, "flops": 0.5, "spread": "uniform"}
+    result = api.prune(model, scores=file(tmp_path, **given_scores), **options)
+    assert removed(result) == {names[0]: (0, 1), names[1]: (2, 3)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import HALF, Run
 
@@ -38,15 +39,20 @@ def test_what_is_proved_is_the_cut(run: Run, small: Path) -> None:
 
 
 def test_another_function_is_noted(
-    run: Run, small: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quiet = run(small, *HALF)
     assert "hardly resembles" not in quiet.out
     monkeypatch.setattr("graphprune.summing.STRANGE", 1e-9)
+    monkeypatch.setattr("graphprune.summing.LOST", 1e-9)
     weights = " ".join(run(small, *HALF).out.split())
     assert "the cut is verified, but" in weights
     assert "not --fast" in weights and "keeps BatchNormalization" in weights
     assert "--refine" not in weights
     seen = " ".join(run(small, "--target-flops", 0.5, "--samples", 40).out.split())
-    assert "--calib" in seen and "--refine 80" in seen
+    assert "own (--calib)" in seen and "--refine" not in seen  # which --calib brings with it
+    np.savez(tmp_path / "calib.npz", x=np.random.default_rng(0).random((40, 3, 8, 8)))
+    own = ("--target-flops", 0.5, "--calib", tmp_path / "calib.npz", "--refine", 0)
+    given = " ".join(run(small, *own).out.split())
+    assert "--refine 80" in given and "--calib" not in given
     assert "hardly resembles" not in run(small).out  # nothing left

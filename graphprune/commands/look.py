@@ -37,8 +37,8 @@ def inspect(model: Path, **given: Any) -> None:
     say = Voice(given)
     cleaned = prepared.cleaned if given["lossless"] else None
     say.content(
-        inspection(prepared.analysis, prepared.cleaned.notes),
-        inspection_document(prepared.analysis, model, prepared.original_bytes, cleaned),
+        inspection(prepared),
+        inspection_document(prepared, model, cleaned),
     )
 
 

@@ -17,6 +17,7 @@ from graphprune.runtime import Timing
 from graphprune.version import __version__
 
 if TYPE_CHECKING:
+    from graphprune.prepared import Prepared
     from graphprune.result import Result
 
 CHECKS = ("verify", "measure")  # stages that make no result, but check it
@@ -47,6 +48,7 @@ def result_document(result: Result, model: str | Path, output: str | Path | None
             "relative_error_with_all_statistics": verdict.shift,
         },
         "output_difference": verdict.output_difference,
+        "compared_on": verdict.compared_on,
         "latency_quartiles": verdict.latency_ratio and list(verdict.latency_ratio[1:]),
         "operators": [asdict(operator) for operator in verdict.operators],
         "held_back": held_back_of(result),
@@ -66,10 +68,10 @@ def result_document(result: Result, model: str | Path, output: str | Path | None
 
 
 def inspection_document(
-    analysis: Analysis, model: str | Path, file_bytes: int, cleaned: Cleaned | None = None
+    prepared: Prepared, model: str | Path, cleaned: Cleaned | None = None
 ) -> dict[str, Any]:
-    """Of what is left where something was ``cleaned`` without loss."""
-    costs = analysis.cost.of(analysis.nothing_removed)
+    """Of what stays where something was ``cleaned`` without loss."""
+    analysis, costs = prepared.analysis, prepared.left
     shifting = {group.index for group in inexact(analysis, ~analysis.nothing_removed)}
     return {
         "schema": "graphprune.inspect/1",
@@ -78,7 +80,7 @@ def inspection_document(
         "nodes": len(analysis.model.nodes),
         "macs": whole(costs.macs),
         "params": whole(costs.params),
-        "bytes": file_bytes,
+        "bytes": prepared.original_bytes,
         "memory": whole(costs.memory),
         "prunable_macs_share": analysis.cost.in_reach("macs"),
         "units": analysis.coupling.n_units,

@@ -11,12 +11,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from graphprune.analysis import Analysis, PinnedReason, inexact, pinned_reasons
+from graphprune.analysis import PinnedReason, inexact, pinned_reasons
 from graphprune.report.operators import held_back_of, operators_table
 from graphprune.runtime import Timing
 from graphprune.validate import Verdict
 
 if TYPE_CHECKING:
+    from graphprune.prepared import Prepared
     from graphprune.result import Result
 
 LARGEST_PINS = 10
@@ -89,16 +90,17 @@ def result_table(result: Result, per_operator: bool = False) -> RenderableType:
 
 def _footnotes(verdict: Verdict) -> list[RenderableType]:
     """What numbers of the table mean that do not follow from those beside them."""
-    if verdict.latency is None or verdict.latency_ratio is None:
-        return []
-    quotient, shown = verdict.latency[0] / verdict.latency[1], 1 / verdict.latency_ratio[0]
-    if abs(quotient / shown - 1) < VISIBLE:
-        return []
-    text = (
-        f"latency: {shown:.2f}x is the median of ratios, run by run; the ratio of the medians is "
-        f"{quotient:.2f}x"
-    )
-    return [Text(text, style="dim")]
+    texts = []
+    if verdict.compared_on is not None:
+        texts.append(f"output difference: over the largest output, on {verdict.compared_on}")
+    if verdict.latency is not None and verdict.latency_ratio is not None:
+        quotient, shown = verdict.latency[0] / verdict.latency[1], 1 / verdict.latency_ratio[0]
+        if abs(quotient / shown - 1) >= VISIBLE:
+            texts.append(
+                f"latency: {shown:.2f}x is the median of ratios, run by run; the ratio of the "
+                f"medians is {quotient:.2f}x"
+            )
+    return [Text(text, style="dim") for text in texts]
 
 
 def _repair_lines(result: Result) -> list[str]:
@@ -153,9 +155,9 @@ def pins_table(pins: Sequence[PinnedReason]) -> Table:
     return table
 
 
-def inspection(analysis: Analysis, notes: Sequence[str] = ()) -> RenderableType:
+def inspection(prepared: Prepared) -> RenderableType:
     """Costs, groups and pins of a model, and what more there is to say of it."""
-    costs = analysis.cost.of(analysis.nothing_removed)
+    analysis, costs, notes = prepared.analysis, prepared.left, prepared.cleaned.notes
     coupling = analysis.coupling
     head = Text(
         f"{len(analysis.model.nodes)} nodes, {_si(costs.macs)} MACs, "
