@@ -13,7 +13,6 @@ zeros where the operator has none but could.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from onnx import defs, helper
 from graphprune.model import Array, Model, label, set_initializer
 from graphprune.quantisation import Quantised, real
 from graphprune.readings import MICROSOFT, Q, Reading, channels_last, reading_of
+from graphprune.scaling import Scaled, Scaling
 from graphprune.spelled import PRODUCT, Home, Spelled
 
 ALONG_AXES = 13  # the opset from which DequantizeLinear takes a scale for each channel
@@ -55,8 +55,8 @@ def spelled(model: Model) -> Spelled:
         walk.stands_for,
         frozenset(walk.replaced),
         frozenset(made),
-        tuple(walk.homes),
-        walk.swapped,
+        tuple(home for home in walk.homes if home.name in result.initializers),
+        {name: of for name, of in walk.swapped.items() if name in result.initializers},
     )
 
 
@@ -202,94 +202,56 @@ class _Walk:
         first, second = reading.inputs
         maker = self.dynamic.get(node.input[0])
         weight = self.model.initializers.get(node.input[1])
+        zero = _at(node, second.zero)
         if maker is None or _at(node, first.zero) != maker.output[2] or weight is None:
             return False
-        found = _Scaling(self.model, maker.output[1]).behind(index)
+        if zero not in {"", *self.model.initializers} or f"{weight.name}{REAL}" in self.same:
+            return False
         axis = second.axis % len(weight.dims)
-        scale = None if found is None else _vector(found[0], weight, axis, reading.operator)
-        if found is None or scale is None:
+        lead = (1,) * (len(weight.dims) - 2) if reading.operator == "Conv" else ()
+        found = Scaling(self.model, maker.output[1], (weight.dims[axis], *lead)).behind(index)
+        if found is None:
             return False
-        _, last, members = found
-        y = self.model.nodes[last].output[0]
-        zero = _at(node, second.zero)
-        point = self.model.array(zero) if zero in self.model.initializers else None
-        if zero and point is None:
-            return False
-        vector = max(scale.size, 0 if point is None else point.size) > 1
-        shape = (weight.dims[axis],) if vector else ()
-        scales = self._own_scale(members, scale, shape)
-        if scales is None:
-            held = self._constant(f"{y}{SCALE}/held", np.resize(scale, shape).astype(np.float32))
-            scales = f"{y}{SCALE}"
-            self._add("Identity", [held], scales)  # no initialiser, so that it stays as it is
-        if point is not None and point.shape != shape:
-            zero = self._constant(f"{y}{ZERO}", np.resize(point, shape))
-        name = f"{node.input[1]}{REAL}"
-        if name in self.same:
-            return False
-        self._dequantise(node.input[1], scales, zero, axis if vector else -1, name)
-        inputs = [maker.input[0], name]
+        inputs = [maker.input[0], self._scaled_weight(weight, zero, axis, found)]
+        y = self.model.nodes[found.last].output[0]
         if reading.operator == "Conv":
-            self._convolution(index, inputs, last, members)
-        elif len(weight.dims) != 2 or self._adds(last, weight.dims[1:], reshaped=False):
+            bias, y = self._bias_behind(index, found, lead)
+            self._operator(index, node, "Conv", [*inputs, bias], [y])
+        elif found.keeps_add or len(weight.dims) != 2:
             self._operator(index, node, "MatMul", inputs, [y])
         else:
-            bias = self._zeros(last, y, weight.dims[1:], None)
+            bias, y = self._bias_behind(index, found, ())
             self._operator(index, node, "MatMul", inputs, [f"{y}{PRODUCT}"])
             self._add("Add", [f"{y}{PRODUCT}", bias], y)
-        self.replaced.update([index, *members])
+        self.replaced.update([index, *found.nodes])
         return True
 
-    def _own_scale(self, members: Sequence[int], scale: Array, dims: Sequence[int]) -> str | None:
-        """The initialiser that alone is the scale of the weights, if there is one."""
-        muls = [self.model.nodes[i] for i in members[1:]]
-        made = [self.model.producer.get(name, -1) for node in muls for name in node.input]
-        muls += [self.model.nodes[i] for i in made if i >= 0 and i not in members]
-        names = [n for node in muls for n in node.input if n in self.model.initializers]
-        if len(names) != 1 or not self.model.read_once(names[0]):
-            return None
-        found = self.model.array(names[0])
-        same = found.shape == tuple(dims) and np.array_equal(found.reshape(-1), scale.reshape(-1))
-        return names[0] if same else None
+    def _scaled_weight(self, weight: onnx.TensorProto, zero: str, axis: int, found: Scaled) -> str:
+        """The real weights of an integer product."""
+        point = self.model.array(zero) if zero else np.zeros(())
+        vector = max(found.factor.size, point.size) > 1
+        shape = (weight.dims[axis],) if vector else ()
+        name = f"{weight.name}{REAL}"
+        scale = found.own
+        if scale is None or self.model.array(scale).shape != shape:
+            held = np.resize(found.factor, shape).astype(np.float32)
+            scale = f"{name}{SCALE}"  # no initialiser, so that it stays as it is
+            self._add("Identity", [self._constant(f"{scale}/held", held)], scale)
+        if zero and point.shape != shape:
+            zero = self._constant(f"{name}{ZERO}", np.resize(point, shape))
+        return self._dequantise(weight.name, scale, zero, axis if vector else -1, name)
 
-    def _convolution(self, index: int, inputs: list[str], last: int, members: list[int]) -> None:
-        """With the bias that an Add behind it holds."""
-        node = self.model.nodes[index]
-        dims = self.model.initializers[node.input[1]].dims
-        y = self.model.nodes[last].output[0]
-        lead = (1,) * (len(dims) - 2)
-        found = self._adds(last, (dims[0], *lead))
-        if found is None:
-            bias = self._zeros(last, y, (dims[0],), None, lead)
-        else:
-            place, stored, value = found
-            members.append(place)
-            y = self.model.nodes[place].output[0]
-            bias = self._constant(f"{y}{BIAS}", value.reshape(-1))
-            self.homes.append(Home(bias, index, stored=stored))
-        self._operator(index, node, "Conv", [*inputs, bias], [y])
-
-    def _adds(
-        self, index: int, dims: Sequence[int], reshaped: bool = True
-    ) -> tuple[int, str, Array] | None:
-        """An Add of a constant of these dims that alone reads what a node gives: the Add, the
-        initialiser that the constant is (or is reshaped from), and its value."""
-        reader = _reader(self.model, self.model.nodes[index].output[0])
-        if reader is None or self.model.nodes[reader].op_type != "Add":
-            return None
-        inputs = list(self.model.nodes[reader].input)
-        inputs.remove(self.model.nodes[index].output[0])
-        name = inputs[0]
-        if name not in self.model.constant_names or not self.model.read_once(name):
-            return None
-        value = self.model.array(name)
-        if value.size != np.prod(dims) or value.shape[-len(dims) :] != tuple(dims):
-            return None
-        if name not in self.model.initializers and reshaped:
-            source = self.model.nodes[self.model.producer[name]]
-            name = source.input[0] if source.op_type == "Reshape" else ""
-        stored = name in self.model.initializers and self.model.read_once(name)
-        return (reader, name, value) if stored else None
+    def _bias_behind(self, index: int, found: Scaled, lead: tuple[int, ...]) -> tuple[str, str]:
+        """The bias that an integer product has or gains, and the tensor behind it."""
+        y = self.model.nodes[found.last].output[0]
+        if found.bias is None:
+            weight = self.model.initializers[self.model.nodes[index].input[1]]
+            outputs = weight.dims[0 if lead else 1]
+            return self._zeros(found.last, y, (outputs,), None, lead), y
+        stored, value = found.bias
+        bias = self._constant(f"{y}{BIAS}", value.reshape(-1))
+        self.homes.append(Home(bias, index, stored=stored))
+        return bias, y
 
     # --- a LSTM ---
 
@@ -357,63 +319,6 @@ class _Walk:
         name = self._constant(f"{out}{BIAS}", np.zeros(dims, np.float32))
         self.homes.append(Home(name, index, place=place, lead=lead))
         return name
-
-
-@dataclass(frozen=True)
-class _Scaling:
-    """The Muls behind a product of integers; ``x_scale`` is the scale of the activations."""
-
-    model: Model
-    x_scale: str
-
-    def behind(self, index: int) -> tuple[Array, int, list[int]] | None:
-        """What the weights are multiplied with, the last node, and all from the Cast to it."""
-        cast = _reader(self.model, self.model.nodes[index].output[0])
-        if cast is None or self.model.nodes[cast].op_type != "Cast":
-            return None
-        if next(a.i for a in self.model.nodes[cast].attribute if a.name == "to") != 1:
-            return None
-        factor, scaled, nodes = np.ones((), np.float64), False, [cast]
-        while True:
-            y = self.model.nodes[nodes[-1]].output[0]
-            reader = _reader(self.model, y)
-            found = None if reader is None else self._factor(reader, y)
-            if reader is None or found is None or (found[1] and scaled):
-                break
-            factor, scaled = factor * found[0], scaled or found[1]
-            nodes.append(reader)
-        return (factor, nodes[-1], nodes) if scaled else None
-
-    def _factor(self, index: int, y: str) -> tuple[Array, bool] | None:
-        """What a Mul multiplies ``y`` with, and whether the activations' scale (as one) is in."""
-        node = self.model.nodes[index]
-        if node.op_type != "Mul" or node.domain or node.input[0] == node.input[1]:
-            return None
-        name = next(n for n in node.input if n != y)
-        if name == self.x_scale:
-            return np.ones(()), True
-        if name in self.model.constant_names:
-            return self.model.array(name).astype(np.float64), False
-        source = self.model.producer.get(name)
-        if source is None or self.x_scale not in self.model.nodes[source].input:
-            return None
-        found = self._factor(source, self.x_scale)
-        return None if found is None else (found[0], True)
-
-
-def _vector(scale: Array, weight: onnx.TensorProto, axis: int, operator: str) -> Array | None:
-    """A scale as one number or one for each output; ``None`` for any other."""
-    if scale.size == 1:
-        return scale.reshape(1)
-    behind = len(weight.dims) - 2 if operator == "Conv" else 0
-    wanted = (weight.dims[axis], *(1,) * behind)
-    if scale.size != weight.dims[axis] or scale.shape[-len(wanted) :] != wanted:
-        return None
-    return scale.reshape(-1)
-
-
-def _reader(model: Model, name: str) -> int | None:
-    return model.consumers[name][0][0] if model.read_once(name) else None
 
 
 def _at(node: onnx.NodeProto, index: int | None) -> str:

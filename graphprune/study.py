@@ -23,9 +23,10 @@ from graphprune.model import Array, Model
 from graphprune.options import Options
 from graphprune.prepared import Prepared
 from graphprune.repair.damage import Damage, Repair, Repaired, silent
-from graphprune.repair.integers import mended
+from graphprune.repair.integers import known_to, mended
 from graphprune.repair.refine import FEWEST, Lesson, Refined, refine, rows_within
 from graphprune.runtime import random_inputs, run_session, session
+from graphprune.spelling import spelled
 
 Progress = Callable[[float], None]
 
@@ -86,6 +87,9 @@ def evidence(
     assert studied.inputs is not None
     analysis = studied.prepared.analysis
     groups = analysis.coupling.groups
+    plain = spelled(studied.original)
+    if plain.replaced:
+        analysis = replace(analysis, coupling=known_to(analysis.coupling, plain))
 
     def order(group: Group, consumers: list[Consumer]) -> NDArray[np.int64] | None:
         if criterion.greedy:
@@ -99,7 +103,7 @@ def evidence(
         assert studied.inputs is not None
         found = gather(
             analysis,
-            studied.original,
+            plain.model,
             studied.inputs.feeds,
             order,
             memory=studied.memory,
@@ -112,7 +116,7 @@ def evidence(
     by_weights = not criterion.greedy and criterion.observed is None
     parts = (
         "evidence",
-        studied.original.sha256,
+        plain.model.sha256,
         studied.inputs.key,
         criterion.name,
         studied.seed,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from integer_forms import FORMS
 from quantised_forms import NETWORKS, WAYS, quantised
 from repair_forms import content, damaged, error, samples
 
@@ -70,4 +71,31 @@ def test_spelled_out_it_computes_the_same(network: str, way: str, tmp_path: Path
     near = 0.05 if "dynamic" in way else 1e-5
     assert np.abs(expected - actual).max() <= near * np.abs(expected).max()
     assert not [n for n in plain.model.nodes if n.op_type.startswith(("QLinear", "QGemm"))]
+    assert plain.back(replace(plain.model)).assemble() == model.assemble()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_repaired(form: str) -> None:
+    """A bias that is not there is added where that can be; types stay."""
+    source = FORMS[form]()
+    damage = half_gone(source)
+    result, reports = mended(REPAIR["obs"], damage)
+    assert error(damage, result) < 0.8 * error(damage, damage.pruned)
+    assert all("not repaired" not in str(report) for report in reports)
+    was, now = kinds(damage.pruned), kinds(result)
+    assert {name: now[name] for name in was} == was
+    operators = [
+        [n.op_type for n in m.nodes if n.op_type != "Add"] for m in (damage.pruned, result)
+    ]
+    assert operators[0] == operators[1]
+    assert not prepare(source).quantised_notes
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_spelled_out(form: str) -> None:
+    model = load(FORMS[form]())
+    plain = spelled(model)
+    feeds = random_inputs(model, infer(model))
+    expected, actual = (run_session(session(m, 1), feeds)[0] for m in (model, plain.model))
+    assert np.abs(expected - actual).max() <= 0.05 * np.abs(expected).max()
     assert plain.back(replace(plain.model)).assemble() == model.assemble()
