@@ -28,7 +28,8 @@ class Scope:
     """What the user lets the analysis touch: patterns on node and tensor names, kinds of units
     (``coupling.UNITS``), input sizes, states of the interface, slots that statistics are taken
     over; whether positions in groups may be aligned before it (``align_groups``), and whether what
-    does nothing leaves first (``clean_up``). ``given`` are the nodes that the user knows: patterns
+    does nothing leaves first (``clean_up``); whether means of experts stay (``stand_in_experts``).
+    ``given`` are the nodes that the user knows: patterns
     may name those that are gone by now."""
 
     protect: tuple[str, ...] = ()
@@ -39,6 +40,7 @@ class Scope:
     inexact: bool = False
     aligned: bool = True
     lossless: bool = True
+    means: bool = False
     given: tuple[onnx.NodeProto, ...] = field(default=(), repr=False, compare=False)
 
 

@@ -32,7 +32,7 @@ def experts_apart(model: Model, relations: Relations, labels: Labels) -> Relatio
     experts, apart = [*relations.experts], []
     vanishing: set[int] = set()
     spoken: set[int] = set()  # components of experts that have their branch
-    for choice in relations.choices:
+    for choice in (*relations.choices, *relations.weighed):
         kinds = labels[choice.slots].tolist()
         held = [columns.get(kind, []) for kind in kinds]
         found = [{_owner_of(model, owner, name) for name in names} for names in held]

@@ -132,6 +132,12 @@ def carry_out(
         if options.verify:
             clock("verify", lambda _: verify_same(model, ordered.model, prepared.analysis))
         model, done = ordered.model, replace(done, changes=(*done.changes, *ordered.changes))
+    elif prepared.context.scope.means:
+        steps = [passes["settle_reads"](), passes["settle_stand_ins"]()]
+        settle = _run(prepared, steps, model.opened)
+        if options.verify and settle.modified:
+            clock("verify", lambda _: verify_same(model, settle.model, prepared.analysis))
+        model, done = settle.model, replace(done, changes=(*done.changes, *settle.changes))
     if prepared.cleaned and name == "none":  # a repair folds it anyhow
         folded = _run(prepared, [passes["fold_batch_norm"]()], model.opened)
         if options.verify and folded.modified:

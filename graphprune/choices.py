@@ -70,7 +70,7 @@ def standing(relations: Relations) -> list[Axis]:
 def fewest(relations: Relations, unit_of: NDArray[np.int64]) -> Mapping[int, int]:
     """Unit → how many of its kind must stay; ``unit_of`` is the unit of each slot, else -1."""
     found: dict[int, int] = {}
-    for choice in relations.choices:
+    for choice in (*relations.choices, *relations.weighed):
         units = unit_of[choice.slots]
         real = np.unique(units[units >= 0])
         least = max(1, choice.least - int((units < 0).sum()))

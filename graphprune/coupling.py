@@ -212,7 +212,7 @@ def couple(
     chosen = [(allowed, "not in --only")] if allowed is not None else []
     if "channels" not in units:
         kinds = [branch.slots for branch in relations.branches]
-        kinds += [choice.slots for choice in relations.choices]
+        kinds += [choice.slots for choice in (*relations.choices, *relations.weighed)]
         chosen.append(((*heads.slots, *kinds), "channels are not among the --units"))
     for inside, why in chosen:
         outside = np.ones(len(pinned), dtype=bool)
@@ -264,15 +264,17 @@ def tied(relations: Relations) -> NDArray[np.int32]:
 
 def parameter_axes(model: Model, shapes: Shapes, relations: Relations) -> list[Axis]:
     """Axes (longer than 1) of the float constants that meet the data, and of the integer ones that
-    stand for real numbers: what a unit is made of."""
+    stand for real numbers: what a unit is made of. An expert with weights of its own is made of its
+    place in what weighs it."""
     constants = model.constant_names
+    places = {model.nodes[one.node].input[1] for one in relations.weighed}
     axes = []
     for name in relations.slots.tensors:
         meets_data = any(
             not all(output in constants for output in model.nodes[i].output if output)
             for i, _ in model.consumers.get(name, ())
         )
-        real = shapes.dtype.get(name) in FLOAT_TYPES or name in relations.quantised
+        real = shapes.dtype.get(name) in FLOAT_TYPES or name in places | relations.quantised.keys()
         if name in constants and meets_data and real:
             axes += [axis for axis in relations.slots.tensors[name] if len(axis) > 1]
     return axes

@@ -98,7 +98,8 @@ def _carriers(
     Parts tied to each other across folds decide together (a channel shuffle splits and merges the
     same two axes). What cannot leave comes last: each of its slots would take one along that must
     stay. Of the others heads come first, then what heads are made of; among them what stands in
-    most folds (of grouped queries KV heads, not the query heads in a group). Then comes what no
+    most folds (of grouped queries KV heads, not the query heads in a group). Experts that may leave
+    come first like heads. Then comes what no
     statistics are taken over, then the part of which most may leave apart from each other once
     heads leave whole, then the outermost.
     """
@@ -108,6 +109,8 @@ def _carriers(
     movable: set[int] = set()  # classes with a slot that may leave
     classes = _part_classes(relations, labels)
     shifted = _under_statistics(relations, labels)
+    either = (*relations.choices, *relations.weighed)
+    first = heads.counted.union(*(labels[choice.slots].tolist() for choice in either))
     for f, fold in enumerate(relations.folds):
         for p, part in enumerate(fold.parts):
             loose = labels[part][~pinned[labels[part]]]
@@ -116,7 +119,7 @@ def _carriers(
                 continue
             kind = classes[f][p]
             components = labels[part].tolist()
-            is_head = int(not heads.counted.isdisjoint(components))
+            is_head = int(not first.isdisjoint(components))
             in_head = int(not heads.within.isdisjoint(components))
             places.setdefault(kind, []).append((f, p))
             exact = int(not shifted[loose].any())

@@ -312,6 +312,12 @@ class Options:
         return plain.needs_inputs(registry)
 
     @property
+    def keeps_means(self) -> bool:
+        """Whether experts may leave their means behind: a repair on inputs finds them."""
+        repaired = self.repair_name == "obs" and not self.unconstrained
+        return "experts" in self.units and repaired and not self.from_outside
+
+    @property
     def scope(self) -> Scope:
         return Scope(
             self.protect,
@@ -322,4 +328,5 @@ class Options:
             self.allow_inexact,
             self.aligned and self.masks is None,  # masks speak of positions as they are
             self.lossless and not self.from_outside,  # files speak of the model as it is
+            self.keeps_means,
         )

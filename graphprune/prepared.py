@@ -71,6 +71,13 @@ class Prepared:
         return replace(found, params=params)
 
     @property
+    def expert_notes(self) -> list[str]:
+        """What the report says of experts whose means stay."""
+        count = len(self.analysis.relations.weighed)
+        said = "of experts that leave, the router's place and their mean outputs stay"
+        return [f"{said}: {count} mixture(s)"] if count else []
+
+    @property
     def unknown_notes(self) -> list[str]:
         """What the report says of operators without a rule."""
         return [
@@ -82,6 +89,7 @@ class Prepared:
     def notes(self) -> list[str]:
         """What the report says of the model itself."""
         notes = [*self.original.notes, *self.unknown_notes, *self.cleaned.notes]
+        notes += self.expert_notes
         if "blocks" in self.context.scope.units and not (self.analysis.coupling.blocks >= 0).any():
             kept = "those there are must stay" if self.analysis.blocks else "there are none"
             notes.append(f"--units blocks: no residual block may leave: {kept}")
@@ -185,6 +193,12 @@ def analyse(
         if clean.modified:
             uncleaned = before.cost.of(before.nothing_removed)
             model, moved = clean.model, True
+    if context.scope.means:
+        plain = context.analysis(model)
+        beside = offered.passes["stand_in_experts"]().run(model, context)
+        if beside.modified:
+            uncleaned = uncleaned or plain.cost.of(plain.nothing_removed)
+            model, moved = beside.model, True
     return Prepared(
         original,
         context.analysis(model),

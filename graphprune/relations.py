@@ -168,6 +168,7 @@ class Relations:
     renumbers: list[Renumber] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
+    weighed: list[Choice] = field(default_factory=list)  # of experts that leave their router as is
     experts: list[SlotArray] = field(default_factory=list)  # axes along which weights are stacked
     positions: dict[str, SlotArray] = field(default_factory=dict)  # tensor → what it numbers
     looked_up: set[tuple[int, int]] = field(default_factory=set)  # node and input that may read it

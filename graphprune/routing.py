@@ -171,7 +171,7 @@ def _seen(analysis: Analysis, group: Group, last: Mapping[bytes, str]) -> _Seen 
     """Where to look; ``None`` inside bodies, and for operators that do it all themselves."""
     coupling, model = analysis.coupling, analysis.model
     inside = regions(model.nodes)
-    for choice in coupling.relations.choices:
+    for choice in (*coupling.relations.choices, *coupling.relations.weighed):
         kinds = coupling.labels[choice.slots]
         if not np.isin(coupling.unit_of(choice.slots), group.units).all() or inside[choice.node]:
             continue

@@ -29,6 +29,7 @@ from graphprune.repair.joint import CONSTANT, Joint, look_ahead
 from graphprune.repair.sites import Known, Site, rows_of, site_of, sums_of
 from graphprune.repair.turns import Uses, turns
 from graphprune.selectors import is_selector
+from graphprune.stand_ins import stands_in
 from graphprune.statistics import Sums
 
 WIDEST = 12288  # columns of a Gram matrix: a wider operator gets its mean output corrected alone
@@ -122,7 +123,7 @@ def _in_reach(damage: Damage, work: Model, dirty: set[str], linear: Linear) -> b
     """Whether the cut has changed what the operator reads, or what is to be matched behind it."""
     if linear.x in dirty and not _keeps_all(damage, linear):
         return True
-    return _before_block(work, linear)
+    return _beside_dirty(work, dirty, linear) or _before_block(work, linear)
 
 
 def _not_replaced(model: Model, targets: set[str | None]) -> list[Repaired]:
@@ -133,6 +134,14 @@ def _not_replaced(model: Model, targets: set[str | None]) -> list[Repaired]:
     return [
         Repaired(label(n), why) for n, end in zip(gone, ends, strict=True) if end not in targets
     ]
+
+
+def _beside_dirty(work: Model, dirty: set[str], linear: Linear) -> bool:
+    """Whether this stands in for some of what it is added to, and some of that has left."""
+    if not stands_in(work.nodes[linear.node]) or linear.y is None:
+        return False
+    sum_ = next((n for n in work.nodes if stands_in(n) and linear.y in n.input), None)
+    return sum_ is not None and sum_.input[0] in dirty
 
 
 def _before_block(model: Model, linear: Linear) -> bool:

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from graphprune.rules.op import Op, RefusedError, Table
-from graphprune.selectors import is_selector
+from graphprune.selectors import is_selector, weighs_experts
 from graphprune.slots import Axis, SlotTensor
 
 table = Table()
@@ -232,6 +232,8 @@ def gather(op: Op) -> None:
         op.pin(picked, "one position is selected")
     elif is_selector(op.node):
         op.read(picked, y[axis])
+        if weighs_experts(op.node):
+            op.weigh(y[axis])
     else:
         op.tie(picked, y[axis])
     op.free(x[axis])

@@ -233,6 +233,11 @@ class Op:
         self.relations.experts.append(_flat(axis))
         self.relations.roles.append((_flat(axis), Role.PRODUCER))
 
+    def weigh(self, axis: Slotted) -> None:
+        """Each slot of the output is what one expert counts."""
+        slots = _flat(axis)
+        self.relations.weighed.append(Choice(self.index, self.type, 0, 0, slots))
+
     def numbers(self, index: int, axis: Slotted) -> None:
         """Output ``index`` holds positions along this axis."""
         if index < len(self.y) and self.y[index] is not None:

@@ -28,7 +28,9 @@ from graphprune_passes.reorder_channels import ReorderChannels
 from graphprune_passes.separate_fills import SeparateFills
 from graphprune_passes.separate_vectors import SeparateVectors
 from graphprune_passes.settle_reads import SettleReads
+from graphprune_passes.settle_stand_ins import SettleStandIns
 from graphprune_passes.share_vectors import ShareVectors
+from graphprune_passes.stand_in_experts import StandInExperts
 from graphprune_passes.store_statistics import StoreStatistics
 
 plugin = Plugin(
@@ -54,6 +56,8 @@ plugin = Plugin(
         CloseSkips,
         ReorderChannels,
         SettleReads,
+        StandInExperts,
+        SettleStandIns,
         FoldMasks,
         RemoveZeroBranches,
         RemoveDeadChannels,
