@@ -202,9 +202,11 @@ def _pruned(studied: Study, judged: Judged, options: Options, clock: Clock) -> R
             "search", lambda progress: smallest_within(studied, judged, options, progress)
         )
     if BLOCKS in judged.evidence:
-        judged, notes = clock(
-            "blocks", lambda progress: settled_blocks(studied, judged, options, share, progress)
+        plain, lower = replace(judged, ranks=None), judged.ranks
+        plain, notes = clock(
+            "blocks", lambda progress: settled_blocks(studied, plain, options, share, progress)
         )
+        judged = replace(plain, ranks=lower)
         studied = replace(studied, notes=(*studied.notes, *notes))
     if options.search and not judged.evidence:
         studied = replace(studied, notes=(*studied.notes, NOTHING_TO_VARY))

@@ -204,7 +204,7 @@ def cost_model(model: Model, shapes: Shapes, coupling: Coupling) -> CostModel:
                 coefficient *= len(slots)
         raw[kind].append((coefficient, places, owner))
 
-    there = _branches(model, coupling)
+    there = presence(model, coupling)
 
     slots = coupling.relations.slots.tensors
     turns = _turns(model, shapes)
@@ -250,7 +250,7 @@ def cost_model(model: Model, shapes: Shapes, coupling: Coupling) -> CostModel:
 
 
 @dataclass(frozen=True)
-class _Branches:
+class Presence:
     """Which branches a node, a weight or an activation leaves with: a factor of 1 or 0 for each."""
 
     model: Model
@@ -271,12 +271,12 @@ class _Branches:
         return [branch.slots for branch in found if last <= branch.end + 1]
 
 
-def _branches(model: Model, coupling: Coupling) -> _Branches:
+def presence(model: Model, coupling: Coupling) -> Presence:
     nodes: dict[int, list[Branch]] = {}
     for branch in (*coupling.relations.branches, *coupling.relations.apart):
         for node in branch.nodes:
             nodes.setdefault(node, []).append(branch)
-    return _Branches(model, nodes)
+    return Presence(model, nodes)
 
 
 def _turns(model: Model, shapes: Shapes) -> list[float]:

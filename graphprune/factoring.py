@@ -17,6 +17,7 @@ from graphprune.coupling import Mask
 from graphprune.criteria.ranks import rank_curves
 from graphprune.errors import TargetError, UsageError
 from graphprune.factors import Matrix, Site, all_directions, sites
+from graphprune.ladders import BLOCKS
 from graphprune.latency.predict import Latency
 from graphprune.latency.ranks import ranked_latency
 from graphprune.linear import INNER
@@ -148,7 +149,6 @@ def with_lower_ranks(
 ) -> Decision | None:
     """The decision among channels and ranks; ``None`` where that among channels ``alone`` promises
     as much, or the budget is out of reach for both."""
-    groups = lower.analysis.coupling.groups
     every = {**curves, **lower.curves}
     none = np.zeros(len(lower.scores), dtype=bool)
     start = None
@@ -170,12 +170,21 @@ def with_lower_ranks(
         )
     except TargetError:
         return None
-    least = np.inf if start is None else distortion_of(every, groups, start)
+    least = np.inf if start is None else _damage(lower.analysis, every, start)
     chosen = lower.chosen(found.removed)
-    if not chosen or not distortion_of(every, groups, found.removed) < least:
+    if not chosen or not _damage(lower.analysis, every, found.removed) < least:
         return None
     costs = lower.analysis.cost.of(found.removed)
     return replace(found, removed=lower.channels(found.removed), ranks=chosen, costs=costs)
+
+
+def _damage(analysis: Analysis, curves: Mapping[int, Matrix], removed: Mask) -> float:
+    """Summed distortion of what leaves, blocks among it."""
+    of_groups = {g: curve for g, curve in curves.items() if g != BLOCKS}
+    units = analysis.coupling.blocks
+    gone = int(removed[units[units >= 0]].sum())
+    of_blocks = float(curves[BLOCKS][gone]) if BLOCKS in curves else 0.0
+    return distortion_of(of_groups, analysis.coupling.groups, removed) + of_blocks
 
 
 def factored(
@@ -269,6 +278,10 @@ def _carried(
             name = f"{name}/{INNER}"
         mine = before.coupling.unit_of(axis.slots)
         units[mine[mine >= 0]] = after.coupling.unit_of(tensors[name][axis.index].slots)[mine >= 0]
+    there = dict(zip((b.name for b in after.blocks), after.coupling.blocks, strict=True))
+    for block, unit in zip(before.blocks, before.coupling.blocks.tolist(), strict=True):
+        if unit >= 0:
+            units[unit] = there[block.name]
     return units
 
 

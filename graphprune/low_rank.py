@@ -103,7 +103,8 @@ def _alone(
     progress: Progress,
 ) -> Way | str:
     """The way of all other units alone, or why there is none."""
-    if not studied.prepared.analysis.coupling.groups:
+    coupling = studied.prepared.analysis.coupling
+    if not coupling.groups and not (coupling.blocks >= 0).any():
         return "nothing else may leave"
     judged = replace(way.judged, ranks=None)
     share, found = way.share, None

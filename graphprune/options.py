@@ -126,10 +126,9 @@ class Options:
                 "--units ranks weighs layers of lower rank by their outputs on calibration inputs",
                 hint="Leave out --fast, and --spread but for solved.",
             )
-        if "ranks" in self.units and (self.unconstrained or "blocks" in self.units):
-            other = "--unconstrained" if self.unconstrained else "--units blocks"
+        if "ranks" in self.units and self.unconstrained:
             raise UsageError(
-                f"--units ranks and {other} do not work together: a plan weighs channels "
+                "--units ranks and --unconstrained do not work together: a plan weighs channels "
                 "against one of them",
                 hint="Prune with one of them, then the result with the other.",
             )

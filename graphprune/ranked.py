@@ -15,7 +15,7 @@ import numpy as np
 from scipy.sparse import csr_array, vstack
 
 from graphprune.analysis import Analysis
-from graphprune.cost import CostModel, Terms
+from graphprune.cost import CostModel, Terms, presence
 from graphprune.coupling import Coupling, Group, Mask
 from graphprune.factors import Matrix, Site
 from graphprune.layout import NARROW
@@ -142,6 +142,7 @@ def _costs(
     place = {name: i for i, name in enumerate(model.initializers)}
     slots = coupling.relations.slots.tensors
     steps: list[int] = []
+    there = presence(model, coupling)
     for site, group in zip(sites, groups, strict=True):
         node = site.linear.node
         row = np.zeros((1, coupling.n_units))
@@ -149,21 +150,23 @@ def _costs(
         gate = entries.extent(csr_array(row), site.full)
         gates["macs"][node] = gate
         gates["params"][place[site.weight]] = gates["bytes"][place[site.weight]] = gate
+        block = there.of_node(node)  # gone with it
         outputs = [axis.slots for axis in slots[model.nodes[node].output[0]]]
         at = 1 if site.linear.kind == "Conv" else len(outputs) - 1
         places = [axis for i, axis in enumerate(outputs) if i != at]
         weight = [axis.slots for axis in slots[site.weight]]
         rows = weight[site.row_axis]
         columns = [axis for axis in weight if axis is not rows]
+        places = [*places, *block]
         entries.term("macs", 1.0, [*places, *columns], [gate], gate)
         entries.term("macs", 1.0, [*places, outputs[at]], [gate], gate)
         entries.term("traffic", 2.0, places, [gate], gate)
         size = tensor_bytes(model.initializers[site.weight]) / max(site.rows * site.columns, 1)
         for kind, each in (("params", 1.0), ("bytes", size)):
-            entries.term(kind, each, columns, [gate], gate)
-            entries.term(kind, each, [rows], [gate], gate)
+            entries.term(kind, each, [*columns, *block], [gate], gate)
+            entries.term(kind, each, [rows, *block], [gate], gate)
         names = len(label(model.nodes[node])) + 2 * len(site.weight) + len(site.linear.x)
-        entries.term("bytes", float(NODE_BYTES + names), [], [], gate)
+        entries.term("bytes", float(NODE_BYTES + names), block, [], gate)
         entries.term("memory", size, places, [gate], gate)
         steps.append(node + 1)
     return _joined(cost, entries, gates, coupling.n_units, steps)

@@ -143,6 +143,8 @@ def settled_blocks(
         error = float(np.mean([distortion(a, b) for a, b in pairs]))
         units = analysis.coupling.blocks
         found[key] = error, factor, int(decision.removed[units[units >= 0]].sum())
+    if not found:  # layers of lower rank may reach further
+        return judged, ()
     factor = min(found.values())[1]
     curves = {g: e for g, e in judged.evidence.items() if g != BLOCKS}
     if np.isfinite(factor):
