@@ -12,10 +12,14 @@ from integer_forms import FORMS
 from quantised_forms import NETWORKS, WAYS, quantised
 from repair_forms import content, damaged, error, samples
 
-from graphprune.api import prepare
+from graphprune.api import apply, prepare, prune
+from graphprune.frontier import Frontier
+from graphprune.linear import repairable
 from graphprune.model import Model
+from graphprune.options import Options
 from graphprune.repair import REPAIRS, Damage
 from graphprune.repair.integers import mended
+from graphprune.repair.sites import site_of
 from graphprune.runtime import random_inputs, run_session, session
 from graphprune.shapes import infer
 from graphprune.spelling import spelled
@@ -99,3 +103,46 @@ def test_every_form_is_spelled_out(form: str) -> None:
     expected, actual = (run_session(session(m, 1), feeds)[0] for m in (model, plain.model))
     assert np.abs(expected - actual).max() <= 0.05 * np.abs(expected).max()
     assert plain.back(replace(plain.model)).assemble() == model.assemble()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_from_weights_alone(network: str, way: str, tmp_path: Path) -> None:
+    """Moments walk through integers as through the numbers that they stand for."""
+    damage = half_gone(quantised(network, way, tmp_path))
+    result, reports = mended(REPAIR["moments"], damage)
+    assert error(damage, result) < 0.6 * error(damage, damage.pruned)
+    assert all(r.after is not None and r.after < r.before for r in reports)
+    assert kinds(result) == kinds(damage.pruned)
+
+
+@pytest.mark.parametrize("way", ["QDQ", "QOperator asymmetric"])
+def test_filters_are_found_behind_integers(way: str, tmp_path: Path) -> None:
+    damage = half_gone(quantised("convolutional", way, tmp_path))
+    result, reports = mended(REPAIR["udfc"], damage)
+    assert ["udfc" in report.how for report in reports] == [True, True, False, False, True]
+    assert content(result) != content(damage.pruned)
+
+
+@pytest.mark.parametrize("way", ["QDQ", "QOperator asymmetric"])
+def test_sums_are_matched_behind_rounding(way: str, tmp_path: Path) -> None:
+    """The sum that a convolution is added to, and Relus that integers stand for."""
+    model = spelled(load(quantised("convolutional", way, tmp_path))).model
+    shapes = infer(model)
+    known = Frontier(model, [random_inputs(model, shapes)])
+    found = repairable(model)
+    known.advance([found[2].x])
+    left = {linear.node for linear in found[2:]}
+    sites = [site_of(model, shapes.shape, linear, known, left, {}) for linear in found]
+    sums = [model.nodes[model.producer[site.target or ""]].op_type for site in sites]
+    assert sums == ["Conv", "Conv", "Add", "Conv", "Conv", "Gemm"]
+    assert [site.rectified for site in sites] == [True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize("form", ["ConvInteger without a bias", "DynamicQuantizeLSTM"])
+def test_a_plan_gives_the_same_bytes(form: str) -> None:
+    source = FORMS[form]()
+    first = prune(source, flops=0.6, samples=16, measure=False, cache=False)
+    assert first.verdict.passed
+    again = apply(source, first.plan, options=Options(measure=False, cache=False))
+    assert again.model.SerializeToString() == first.model.SerializeToString()

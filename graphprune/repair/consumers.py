@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphprune.coupling import Mask
-from graphprune.linear import CONVOLUTIONS, Linear, Matrix, linears
+from graphprune.linear import CONVOLUTIONS, Linear, Matrix, repairable
 from graphprune.model import Model, label, set_initializer
 from graphprune.repair.damage import Damage
 
@@ -74,8 +74,8 @@ def channel_axis(linear: Linear, rank: int) -> int:
 def consumers(damage: Damage) -> Iterator[Consumer]:
     """The linear operators of the pruned model that lost channels of their input, in node order."""
     slots = damage.coupling.relations.slots.tensors
-    before = {linear.weight: linear for linear in linears(damage.original)}
-    for linear in linears(damage.pruned):
+    before = {linear.weight: linear for linear in repairable(damage.original)}
+    for linear in repairable(damage.pruned):
         if linear.weight not in before or not {linear.weight, linear.x} <= slots.keys():
             continue
         kept = _kept(damage, before[linear.weight])

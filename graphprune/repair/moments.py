@@ -65,7 +65,7 @@ def _fitted(
     axis = channel_axis(consumer.linear, rows.index.ndim)
     columns = rows.along(axis, consumer.channels).reshape(-1, consumer.kept.shape[1])
     parts = [
-        _Part.of(rows, column, kept, weights)
+        _Part.of(rows, column, kept, weights, consumer.linear.affine)
         for column, kept, weights in zip(
             columns[consumer.groups], consumer.kept, consumer.weights, strict=True
         )
@@ -83,20 +83,22 @@ def _fitted(
 @dataclass(frozen=True)
 class _Part:
     """One group of a consumer's channels: x [rows, channels], the sum of the weights over taps
-    [out, channels], which channels are kept, and their places among the group's columns."""
+    [out, channels], which channels are kept, and their places among the group's columns. Without a
+    bias, which only an ``affine`` operator has, readings go through zero."""
 
     x: Matrix
     weights: Matrix
     kept: Mask
     places: Index
+    affine: bool
 
     @staticmethod
-    def of(rows: Rows, columns: Index, kept: Mask, weights: Matrix) -> _Part:
+    def of(rows: Rows, columns: Index, kept: Mask, weights: Matrix, affine: bool) -> _Part:
         places = places_of(columns, kept)
         if places is None:
             raise StopError("a channel leaves at some positions only")
         x = Rows(rows.values, columns[places[:, 0]]).full()
-        return _Part(x, weights[:, places].sum((2, 3)), kept[places[:, 0]], places)
+        return _Part(x, weights[:, places].sum((2, 3)), kept[places[:, 0]], places, affine)
 
     @property
     def variance(self) -> float:
@@ -112,7 +114,7 @@ class _Part:
     def products(self, x: Array) -> _Products:
         """Of these rows of x."""
         s, p = x[:, self.kept], x[:, ~self.kept]
-        means = s.mean(0), p.mean(0)
+        means = s.mean(0) * self.affine, p.mean(0) * self.affine
         s, p = s - means[0], p - means[1]
         return _Products(*means, s.T @ s, s.T @ p)
 

@@ -16,7 +16,7 @@ import onnx
 
 from graphprune.coupling import Coupling
 from graphprune.errors import ModelError
-from graphprune.linear import linears
+from graphprune.linear import repairable
 from graphprune.lookups import index_bounds
 from graphprune.model import Array, Model, captured, label
 from graphprune.repair.row_rules import RULES
@@ -38,7 +38,7 @@ def propagate(
     """
     rng = np.random.default_rng(seed)
     constants = {*shapes.value, *model.constant_names}
-    linear = {found.node: found for found in linears(model)}
+    linear = {found.node: found for found in repairable(model)}
     last = {name: max(i for i, _ in reads) for name, reads in model.consumers.items()}
     known: dict[str, Rows | str] = {}
     fixed: dict[str, Array] = {}  # constants by the sizes of the inputs, too large for ``shapes``
@@ -129,7 +129,7 @@ def _channel_axis(model: Model, coupling: Coupling, name: str) -> int | None:
     slots = coupling.relations.slots.tensors
     contracted = [
         slots[linear.weight][linear.contracted_axis].slots
-        for linear in linears(model)
+        for linear in repairable(model)
         if linear.weight in slots
     ]
     read = np.unique(coupling.labels[np.concatenate([*contracted, np.empty(0, np.int64)])])

@@ -292,6 +292,25 @@ def max_pool(step: Step) -> list[Rows]:
     return [Rows(mean + best, step.x.index)]
 
 
+@rule("QuantizeLinear")
+def quantise(step: Step) -> list[Rows]:
+    """What the integers cannot reach is clipped; what they round is left alone."""
+    scale, zero = (step.option("", place) for place in (1, 2))
+    if scale is None or zero is None or scale.size != 1:
+        raise StopError("its scale is no constant, or one for each channel")
+    span = np.iinfo(zero.dtype)
+    ends = (scale.item() * (end - zero.item()) for end in (span.min, span.max))
+    return [Rows(np.clip(step.x.values, *ends), step.x.index)]
+
+
+@rule("DequantizeLinear")
+def dequantise(step: Step) -> list[Rows]:
+    """Rows of integers are the real numbers already."""
+    if step.node.input[0] not in step.model.producer:
+        raise StopError("integers that are a graph input")
+    return [step.x]
+
+
 # --- data movement ---
 
 

@@ -64,15 +64,39 @@ def site_of(
         return Site(linear, None, None, False, originals[linear.weight])
     target, stream = linear.y, None
     constants = model.constant_names
-    reader = only_reader(model, linear.y)
+    term = past_rounding(model, linear.y)
+    reader = only_reader(model, term)
     if reader is not None and reader.op_type == "Add" and not reader.domain:
-        others = [name for name in reader.input if name != linear.y and name not in constants]
+        others = [name for name in reader.input if name != term and name not in constants]
         grown = shapes.get(reader.output[0]) != shapes.get(linear.y)  # it is broadcast
         if others and not grown and after.reaches(others[0], left):
             target, stream = reader.output[0], others[0]
     target = past_blocks(model, target)
-    reader = only_reader(model, target)
-    return Site(linear, target, stream, reader is not None and reader.op_type == "Relu")
+    return Site(linear, target, stream, _rectified(model, target))
+
+
+def past_rounding(model: Model, name: str) -> str:
+    """What ``name`` is once it has been an integer, where nothing else reads it."""
+    rounding = only_reader(model, name)
+    if rounding is None or rounding.op_type != "QuantizeLinear":
+        return name
+    reading = only_reader(model, rounding.output[0])
+    if reading is None or reading.op_type != "DequantizeLinear":
+        return name
+    return reading.output[0] if reading.input[1:] == rounding.input[1:] else name
+
+
+def _rectified(model: Model, name: str) -> bool:
+    """Whether only what is above zero counts: a Relu, or integers that have no place below."""
+    reader = only_reader(model, name)
+    if reader is not None and reader.op_type == "QuantizeLinear" and len(reader.input) > 2:
+        zero = reader.input[2]
+        if zero in model.initializers:
+            point = model.array(zero)
+            if point.dtype.kind in "iu" and (point == np.iinfo(point.dtype).min).all():
+                return True
+        reader = only_reader(model, past_rounding(model, name))
+    return reader is not None and reader.op_type == "Relu"
 
 
 def sums_of(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from graphprune.coupling import Coupling, Mask
-from graphprune.linear import CONVOLUTIONS, Linear, Matrix, linears, rewritten
+from graphprune.linear import CONVOLUTIONS, Linear, Matrix, repairable, rewritten
 from graphprune.model import Model
 from graphprune.repair.consumers import (
     Consumer,
@@ -33,6 +33,8 @@ TRANSPARENT = {*UNARY, *BROADCAST, "Clip", "CastLike", "Dropout"} | {
     "Squeeze",
     "Unsqueeze",
     "Transpose",
+    "QuantizeLinear",
+    "DequantizeLinear",
 }
 
 
@@ -58,7 +60,7 @@ def compensate(
     """
     changed, reports = [], []
     model = damage.original
-    producers = {linear.y: linear for linear in linears(model) if linear.y is not None}
+    producers = {linear.y: linear for linear in repairable(model) if linear.y is not None}
     for consumer in consumers(damage):
         try:
             producer = _producer(model, damage.shapes, consumer.linear.x, producers)
