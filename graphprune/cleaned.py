@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphprune.pipeline import Change, Skipped
+from graphprune.wording import counted
 
 DEAD, CONSTANT, DUPLICATE = "dead units", "constant units", "duplicate units"
 BRANCH, MASK = "branch", "mask"  # what else passes of the clean-up say that they change
@@ -40,9 +41,15 @@ class Cleaned:
         counts = self.counts
         said = [f"{counts[what]} {what.split()[0]}" for what in COUNTED if counts[what]]
         places = len({change.node for change in self.changes if change.what in COUNTED})
-        lines = [f"{' and '.join(said)} units of {places} groups left"] if said else []
-        lines += [f"{counts[BRANCH]} branches of constants bypassed"] if counts[BRANCH] else []
-        lines += [f"{counts[MASK]} masks multiplied into weights"] if counts[MASK] else []
+        units = "unit" if sum(counts[what] for what in COUNTED) == 1 else "units"
+        removed = f"{' and '.join(said)} {units} of {counted(places, 'group')} removed"
+        lines = [removed] if said else []
+        if counts[BRANCH]:
+            of_branches = counted(counts[BRANCH], "branch", "branches")
+            lines.append(f"{of_branches} of constants bypassed")
+        lines += (
+            [f"{counted(counts[MASK], 'mask')} multiplied into weights"] if counts[MASK] else []
+        )
         found = [f"lossless: {'; '.join(lines)}"] if lines else []
         for entry in self.skipped[:1]:
             more = f" and {len(self.skipped) - 1} more" if len(self.skipped) > 1 else ""

@@ -9,16 +9,21 @@ from typing import Any
 
 from graphprune.analysis import Scope
 from graphprune.api import analyse, registry
+from graphprune.calibrate.files import from_npz
+from graphprune.calibrate.samples import Chunked
+from graphprune.calibrate.trial import tried
 from graphprune.cost import KINDS, Costs, whole
 from graphprune.errors import UsageError
 from graphprune.interface import fitted_sizes
+from graphprune.likeness import likeness
 from graphprune.prepared import Prepared
-from graphprune.runtime import Timing, random_inputs, session, time_interleaved
+from graphprune.runtime import Feeds, Timing, random_inputs, session, time_interleaved
 from graphprune.scoring import read_inputs
 from graphprune.shapes import Shape, infer
 from graphprune.storage import load, source_bytes
-from graphprune.validate import compare_outputs
 from graphprune.version import __version__
+
+ROWS = 64  # of given inputs, run together
 
 
 def compare(
@@ -51,11 +56,18 @@ def compare(
             "the models have other inputs or outputs, so outputs do not compare",
             hint="Their names must be the same: give a model and one that was made from it.",
         )
-    feeds = random_inputs(first.analysis.model, first.analysis.shapes, seed)
-    if inputs is not None:
-        feeds = read_inputs(inputs, first.original)
+    if inputs is None:
+        feeds: Sequence[Feeds] = [random_inputs(first.analysis.model, first.analysis.shapes, seed)]
+        compared_on = f"random inputs (--seed {seed})"
+    else:
+        read_inputs(inputs, first.original)  # says what is wrong with the file
+        samples = from_npz(inputs, first.original)
+        feeds = Chunked(samples, first.original, ROWS)
+        compared_on = samples.source
     runners = session(first.original), session(second.original)
-    error = compare_outputs(second.original, runners, feeds)
+    if inputs is not None:
+        tried(runners[0], first.original, first.analysis.shapes, feeds, f"--inputs {inputs}")
+    error = likeness(first.original, second.original, runners, feeds).difference
     costs = [s.before for s in sides]
     kinds = [Counter(node.op_type for node in side.original.nodes) for side in sides]
     rows: list[tuple[str, Any, Any]] = [
@@ -64,8 +76,9 @@ def compare(
         ("bytes", f"{first.original_bytes:,}", f"{second.original_bytes:,}"),
         ("activations at once", f"{costs[0].memory:,.0f}", f"{costs[1].memory:,.0f}"),
         ("nodes", len(first.original.nodes), len(second.original.nodes)),
-        ("same interface", "", signatures[0] == signatures[1]),
-        ("largest output difference (relative)", "", f"{error:.3g}"),
+        ("same interface", "", "yes" if signatures[0] == signatures[1] else "no"),
+        ("outputs compared on", "", compared_on),
+        ("largest difference over the largest output", "", f"{error:.3g}"),
     ]
     rows += [
         (f"{kind} nodes", kinds[0][kind], kinds[1][kind])
@@ -86,6 +99,7 @@ def compare(
         "b": {**_counted(costs[1]), **_of_file(second), "operators": dict(kinds[1])},
         "same_interface": signatures[0] == signatures[1],
         "relative_difference": error,
+        "compared_on": compared_on,
         "weights": [{"name": n, "a": x, "b": y} for n, x, y in changed],
     }
     return rows, document

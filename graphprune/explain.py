@@ -13,6 +13,7 @@ from graphprune.coupling import Group, describe
 from graphprune.errors import UsageError
 from graphprune.model import label
 from graphprune.slots import Axis
+from graphprune.wording import counted
 
 LONGEST_LIST = 30
 
@@ -48,7 +49,10 @@ def _check(place: Place, analysis: Analysis) -> None:
     shape = analysis.relations.slots.tensors[place.tensor].shape
     if place.axis is not None and place.axis >= len(shape):
         hint = f"They are counted from 0; its sizes are {list(shape)}."
-        raise UsageError(f"{place.tensor!r} has {len(shape)} axes, no axis {place.axis}", hint=hint)
+        raise UsageError(
+            f"{place.tensor!r} has {counted(len(shape), 'axis', 'axes')}, no axis {place.axis}",
+            hint=hint,
+        )
     if place.index is not None and place.axis is not None and place.index >= shape[place.axis]:
         size = shape[place.axis]
         raise UsageError(
@@ -67,7 +71,7 @@ def explain(analysis: Analysis, place: Place) -> str:
 def _explain_axis(analysis: Analysis, axis: Axis, index: int | None) -> str:
     coupling = analysis.coupling
     slots = axis.slots if index is None else axis.slots[index : index + 1]
-    count = f"{len(axis)} slot{'s' if len(axis) > 1 else ''}"
+    count = counted(len(axis), "slot")
     name = f"{axis} ({count})" if index is None else f"{axis}:{index}"
     units = coupling.unit_of(slots)
     free = units[units >= 0]
@@ -76,7 +80,7 @@ def _explain_axis(analysis: Analysis, axis: Axis, index: int | None) -> str:
         groups = [g for g in coupling.groups if set(free.tolist()) & set(g.units.tolist())]
         for group in groups:
             mine = set(free.tolist()) & set(group.units.tolist())
-            lines.append(f"{name} is in {group}: {len(mine)} unit(s) of it")
+            lines.append(f"{name} is in {group}: {counted(len(mine), 'unit')} of it")
             lines += _shifts(analysis, mine)
             lines += _ties(analysis, axis, group, mine if index is not None else set())
     stuck = slots[units < 0]

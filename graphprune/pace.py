@@ -88,7 +88,7 @@ def _without_loss(
     ratio = device.pair(prepared.original, made, feeds)[1]
     if ratio > options.latency:
         return None
-    note = f"what left without loss makes it {ratio:.3f} of the original's latency: enough"
+    note = f"what was removed without loss makes it {ratio:.3f} of the original's latency: enough"
     return Paced({}, kept, ratio, note)
 
 

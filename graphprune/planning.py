@@ -304,7 +304,7 @@ def written(
     asked = ", ".join(f"{kind} <= {share:g}" for kind, share in budgets.items())
     reason = f"lowest {options.criterion_name} scores until {asked}"
     if options.masks is not None:
-        reason = f"left by {options.criterion_name}"
+        reason = f"removed by {options.criterion_name}"
     made = make_plan(prepared.analysis, decision.removed, judged.scores, document, reason)
     return replace(made, model_sha256=prepared.given.model.sha256) if prepared.given else made
 

@@ -21,6 +21,7 @@ from graphprune.pipeline import Carry, Change, Context, Pass, Pipeline, as_they_
 from graphprune.plugins import Registry, collect, installed
 from graphprune.spelling import spelled
 from graphprune.storage import load, source_bytes
+from graphprune.wording import counted
 
 NO_CACHE = Cache(None)
 NOT_CLEANED = Cleaned()
@@ -81,7 +82,7 @@ class Prepared:
     def unknown_notes(self) -> list[str]:
         """What the report says of operators without a rule."""
         return [
-            f"no rule for {name}: {len(nodes)} node(s) pinned, first {nodes[0]!r}"
+            f"no rule for {name}: {counted(len(nodes), 'node')} pinned, first {nodes[0]!r}"
             for name, nodes in sorted(self.analysis.relations.unknown.items())
         ]
 
@@ -118,7 +119,13 @@ class Prepared:
         } - repaired
         if not nodes:
             return []
-        return [f"{len(nodes)} operators with quantised weights are not repaired"]
+        return [
+            counted(
+                len(nodes),
+                "operator with quantised weights is not repaired",
+                "operators with quantised weights are not repaired",
+            )
+        ]
 
     @property
     def body_notes(self) -> list[str]:
@@ -133,7 +140,7 @@ class Prepared:
         if not inside:
             return []
         return [
-            f"{len(inside)} node(s) with weights inside bodies of control flow, first "
+            f"{counted(len(inside), 'node')} with weights inside bodies of control flow, first "
             f"{label(inside[0])!r}: scored by weights alone and not repaired"
         ]
 

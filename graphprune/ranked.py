@@ -22,6 +22,7 @@ from graphprune.layout import NARROW
 from graphprune.model import label, tensor_bytes
 from graphprune.slots import SlotArray
 from graphprune.targets import Target
+from graphprune.wording import counted, listed
 
 WORTH = 0.9  # of the whole layer's cost: two operators that hardly save anything take longer
 MOST_STEPS = 32
@@ -64,9 +65,12 @@ class Ranks:
         full = {site.weight: site.full for site in self.sites}
         named = [f"{name} {rank} of {full[name]}" for name, rank in chosen.items()]
         some = ", ".join([*named[:MOST_NAMED], *["…"] * (len(named) > MOST_NAMED)])
-        said = f"{len(chosen)} of {len(full)} layers become two of a lower rank: {some}"
+        verb = "becomes" if len(chosen) == 1 else "become"
+        of_all = f"{len(chosen)} of {counted(len(full), 'layer')}"
+        said = f"{of_all} {verb} two of a lower rank: {some}"
         none = "no layer becomes two of a lower rank: removing channels does no more damage"
-        wide = f"{len(self.wide)} layers are too wide to look for a lower rank: {self.wide[:1]}"
+        layers = counted(len(self.wide), "layer is", "layers are")
+        wide = f"{layers} too wide to look for a lower rank, first {listed(self.wide[:1])}"
         return (said if chosen else none, *[wide] * bool(self.wide))
 
     def channels(self, removed: Mask) -> Mask:

@@ -33,6 +33,7 @@ from graphprune.sizes import (
     symbols,
 )
 from graphprune.sound import check_axes
+from graphprune.wording import counted
 
 Shape = tuple[int, ...]
 LARGEST = 1 << 40  # elements of any tensor
@@ -110,8 +111,8 @@ def infer(model: Model, input_shapes: Mapping[str, Shape] | None = None) -> Shap
     if last.decided:
         name = last.decided[0]
         notes.append(
-            f"{len(last.decided)} tensors have a size that only the data decides, first {name!r}, "
-            f"taken as {list(last.shape[name] or ())}"
+            f"{counted(len(last.decided), 'tensor has', 'tensors have')} a size that only the data "
+            f"decides, first {name!r}, taken as {list(last.shape[name] or ())}"
         )
     assumed = open_names if open_names and chosen in (TRIED_SIZES[0], 1) else []
     return replace(

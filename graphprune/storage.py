@@ -26,6 +26,7 @@ from graphprune.model import (
     without,
 )
 from graphprune.sound import check_nodes, check_tensor, densify
+from graphprune.wording import counted
 
 WHOLE_BYTES = {kind for kind, bits in ELEMENT_BITS.items() if bits % 8 == 0}
 SMALLEST_OUTSIDE = 1024  # bytes: smaller weights stay in the graph's file
@@ -66,7 +67,8 @@ def load(source: str | Path | onnx.ModelProto) -> Model:
     proto = _sorted(proto)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     notes = [
-        f"{len(sparse)} sparse initialiser(s) made dense, first {name!r}" for name in sparse[:1]
+        f"{counted(len(sparse), 'sparse initialiser')} made dense, first {name!r}"
+        for name in sparse[:1]
     ]
     try:
         skeleton = without(proto, ("initializer",))

@@ -27,7 +27,9 @@ from graphprune.wording import counted, listed
 NOTHING_IDLE = "lossless: nothing here is dead, constant or a duplicate; the model is as given"
 STRANGE = 1.0  # largest output difference on random inputs from which on it is another function
 LOST = 1.0  # of the outputs' variance on calibration inputs: a constant loses no more
-NO_BUDGET = "no budget was given: nothing else left; --target-flops 0.5 asks for half of the MACs"
+NO_BUDGET = (
+    "no budget was given: nothing else was removed; --target-flops 0.5 asks for half of the MACs"
+)
 
 
 def sum_up(
@@ -191,9 +193,11 @@ def _strange(verdict: Verdict, seen: bool) -> str | None:
 def _blocks_note(plan: Plan) -> list[str]:
     gone = [block for block in plan.blocks if block.removed]
     if not gone:
-        return [f"0 of {len(plan.blocks)} residual blocks have left"] if plan.blocks else []
+        return (
+            [f"0 of {counted(len(plan.blocks), 'residual block')} removed"] if plan.blocks else []
+        )
     named = ", ".join(f"{block.kind} {block.name}" for block in gone)
-    return [f"{len(gone)} of {len(plan.blocks)} residual blocks have left: {named}"]
+    return [f"{len(gone)} of {counted(len(plan.blocks), 'residual block')} removed: {named}"]
 
 
 def _measure(studied: Study, result: Model, options: Options) -> Verdict:

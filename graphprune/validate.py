@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -16,12 +15,11 @@ from graphprune.interface import fitted
 from graphprune.likeness import likeness
 from graphprune.model import Array, Model
 from graphprune.operators import Operator, profiled_sessions
-from graphprune.oracle import Open, compared, law_errors, relative_error, with_outputs
+from graphprune.oracle import Open, compared, law_errors, with_outputs
 from graphprune.runtime import (
     Feeds,
     opened,
     random_inputs,
-    run_session,
     session,
     time_interleaved,
 )
@@ -65,7 +63,7 @@ class Verdict:
         if self.rounding is not None:
             text += f" without rounding to integers, whose steps make {self.rounding:.1e} of it"
         if self.shift is not None:
-            text += f"; inexact: statistics over what is left move the outputs by {self.shift:.1e}"
+            text += f"; inexact: statistics over what stays move the outputs by {self.shift:.1e}"
         return text
 
 
@@ -254,20 +252,6 @@ def other_sizes(shapes: Shapes) -> list[dict[str, Shape]]:
 def tolerance(analysis: Analysis) -> float:
     low = any(analysis.shapes.dtype.get(a.tensor) in (10, 16) for a in analysis.coupling.parameters)
     return LOW_PRECISION_TOLERANCE if low else TOLERANCE
-
-
-def compare_outputs(result: Model, runners: tuple[Any, Any], feeds: Feeds) -> float:
-    """Largest difference of any output over the largest magnitude of the original's.
-
-    ``runners`` are sessions of the original, which ``feeds`` are for, and of ``result``.
-    """
-    expected, actual = (
-        run_session(runners[0], feeds),
-        run_session(runners[1], fitted(result, feeds)),
-    )
-    names = [value.name for value in result.outputs]
-    wanted = fitted(result, dict(zip(names, expected, strict=True)))
-    return relative_error([wanted[name] for name in names], actual)
 
 
 def measure(

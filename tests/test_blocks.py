@@ -206,7 +206,7 @@ def test_plan_and_apply() -> None:
     gone = [block for block in made.plan.blocks if block.removed]
     assert 0 < len(gone) < len(made.plan.blocks) == 6
     assert made.after.macs <= 0.6 * made.before.macs
-    assert f"{len(gone)} of 6 residual blocks have left" in " ".join(made.notes)
+    assert f"{len(gone)} of 6 residual blocks removed" in " ".join(made.notes)
     assert len(made.model.graph.node) < len(model.graph.node)
     again = api.apply(model, made.plan)
     assert again.model.SerializeToString() == made.model.SerializeToString()

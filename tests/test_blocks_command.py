@@ -76,7 +76,7 @@ def test_without_a_budget_nothing_is_weighed(run: Run, path: Path, units: str) -
     notes = " ".join(document["notes"])
     assert "no budget was given" in notes
     assert document["calibration"] is None
-    assert "0 of 4 residual blocks have left" in notes
+    assert "0 of 4 residual blocks removed" in notes
 
 
 def test_pruned_by_blocks_alone(run: Run, path: Path) -> None:
@@ -87,7 +87,7 @@ def test_pruned_by_blocks_alone(run: Run, path: Path) -> None:
     assert ran.code == 0, ran.err
     gone = [block for block in json.loads(plan.read_text())["blocks"] if block["removed"]]
     assert gone
-    assert f"{len(gone)} of 4 residual blocks have left" in " ".join(json.loads(ran.out)["notes"])
+    assert f"{len(gone)} of 4 residual blocks removed" in " ".join(json.loads(ran.out)["notes"])
     again = path.with_name("again.onnx")
     assert run("apply", path, plan, "-o", again, "--no-measure").code == 0
     assert again.read_bytes() == out.read_bytes()
@@ -98,7 +98,7 @@ def test_blocks_and_channels_say_how_many_left(run: Run, path: Path) -> None:
     ran = run(path, *asked, "-o", path.with_name("out.onnx"), "--no-measure", "--json")
     assert ran.code == 0, ran.err
     notes = " ".join(json.loads(ran.out)["notes"])
-    left = re.search(r"(\d) of 4 residual blocks have left", notes)
+    left = re.search(r"(\d) of 4 residual blocks removed", notes)
     assert left is not None
     weighed = re.search(r"inputs held out: (.*) with (\d) of 4 blocks gone", notes)
     assert weighed is not None

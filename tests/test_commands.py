@@ -76,7 +76,10 @@ def test_compare(run: Run, resnet: Path, labelled: Path, tmp_path: Path) -> None
     np.savez(pictures, image=np.load(labelled)["image"][:4])
     ran = run("compare", resnet, out, "--inputs", pictures)
     assert ran.code == 0
-    assert "MACs" in ran.out
+    assert "MACs" in ran.out and "True" not in ran.out
+    assert "4 rows of pictures.npz" in ran.out
+    assert "random inputs (--seed 0)" in run("compare", resnet, out).out
+    assert other["compared_on"] == "random inputs (--seed 0)"
 
 
 def test_compare_of_strangers_is_refused(run: Run, resnet: Path, small: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -26,6 +27,42 @@ def test_every_key_is_documented(run: Run, small: Path) -> None:
     for side in ("before", "after"):
         assert document[side]["memory"] > 0
     assert document["lossless"]["dead"] == 0
+
+
+def keys_of(value: Any) -> set[str]:
+    """Its own, and those of the first row of each list of rows in it."""
+    rows = [each[0] for each in value.values() if isinstance(each, list) and each]
+    return {*value, *(key for row in rows if isinstance(row, dict) for key in row)}
+
+
+COMMANDS = {
+    "inspect": "inspect MODEL",
+    "explain": "explain MODEL c0:0",
+    "compare": "compare MODEL MODEL",
+    "bench": "bench MODEL --rounds 5",
+    "sweep": "sweep MODEL --targets 0.6 --fast --no-measure",
+    "blocks": "blocks MODEL --samples 40 --no-measure",
+    "targets": "targets",
+    "any that fails": "inspect nothing",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_document_has_its_row(run: Run, small: Path, command: str) -> None:
+    words = [str(small) if word == "MODEL" else word for word in COMMANDS[command].split()]
+    document = read_json(run(*words, "--json").out)
+    (row,) = [
+        r
+        for r in USAGE.read_text().splitlines()
+        if r.startswith(("| `", "| any")) and command in r.split("|")[1]
+    ]
+    said = set(re.findall(r"`(\w+)`", row.split("|")[2]))
+    own = keys_of(document) - {"schema", "graphprune"}
+    if command == "targets":
+        own = set(document) - {"schema", "graphprune"}
+    assert own <= said
+    nested = {key for part in document.values() if isinstance(part, dict) for key in part}
+    assert command in ("blocks", "targets") or said <= own | nested | {"prunable"}
 
 
 def counts(value: Any, keys: set[str]) -> Iterator[object]:

@@ -221,7 +221,7 @@ def test_what_pins_says_so_until_it_is_allowed() -> None:
     source = grouped()
     bare, free = prepare(source).analysis, prepare(source, FREE).analysis
     assert "graph input 'past_k'" in explain(bare, parse_place(bare, "past_k:1"))
-    assert f"{KV} unit(s)" in explain(free, parse_place(free, "past_k:1"))
+    assert f"{KV} units of it" in explain(free, parse_place(free, "past_k:1"))
 
 
 def test_the_record_fits_arrays_of_the_original() -> None:

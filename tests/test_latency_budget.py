@@ -55,7 +55,7 @@ def test_what_leaves_without_loss_may_be_enough(board: Path) -> None:
         model, latency=0.8, hardware=str(board), fast=True, repair="none", cache=False
     )
     assert not any(group.removed for group in result.plan.groups)
-    assert any("what left without loss makes it 0.5" in note for note in result.notes)
+    assert any("what was removed without loss makes it 0.5" in note for note in result.notes)
 
 
 def test_milliseconds(board: Path, tmp_path: Path) -> None:

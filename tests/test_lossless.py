@@ -144,7 +144,7 @@ def test_counts_of_convolutions_stay_in_the_blocked_layout() -> None:
     edit(b, "c1", put(range(5), 0))
     prepared = cleaned(finished(b))
     assert counts(prepared) == (4, 0, 0)
-    assert "1 unit(s) that do nothing stay" in prepared.cleaned.notes[-1]
+    assert "1 unit that does nothing stays" in prepared.cleaned.notes[-1]
 
 
 def test_one_unit_of_every_axis_stays() -> None:

@@ -35,7 +35,7 @@ def test_without_a_budget_the_clean_up_is_all(run: Any, tmp_path: Path) -> None:
     assert document["ratio"]["macs"] < 0.6
     assert document["repairs"] == []
     assert document["output_difference"] < NOISE
-    assert "lossless: 16 dead units of 1 groups left" in document["notes"]
+    assert "lossless: 16 dead units of 1 group removed" in document["notes"]
     assert tuple(onnx.load(out).graph.initializer[0].dims) == (16, 3, 3, 3)
 
 

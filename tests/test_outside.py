@@ -99,7 +99,7 @@ def test_scores_of_units_and_of_axes(chain: onnx.ModelProto, tmp_path: Path) -> 
     assert removed(result).keys() == {f"{FIRST}:0"}
     gone = removed(result)[f"{FIRST}:0"]
     assert gone == tuple(range(16 - len(gone), 16))
-    assert any("1 groups without a score" in note for note in result.notes)
+    assert any("1 group without a score stays whole" in note for note in result.notes)
     both = {FIRST: rising, "c4": np.outer(np.ones(5), rising)}
     result = api.prune(chain, scores=file(tmp_path, **both), **options)
     assert removed(result).keys() == {f"{FIRST}:0", f"{SECOND}:0"}
@@ -178,7 +178,7 @@ def test_masks_that_disagree(how: str, gone: tuple[int, ...], tmp_path: Path) ->
     result = api.prune(model, masks=path, resolve=how, **MASKED)
     assert removed(result) == {"c0:0": gone}
     assert any("disagree about 2 units" in note for note in result.notes)
-    with pytest.raises(UsageError, match="disagree about 2 units of 1 groups"):
+    with pytest.raises(UsageError, match="disagree about 2 units of 1 group"):
         api.prune(model, masks=path, **MASKED)
 
 
@@ -189,7 +189,7 @@ def test_a_mask_of_ones_says_that_all_stay(tmp_path: Path) -> None:
         api.prune(model, masks=file(tmp_path, **given), **MASKED)
     alone = api.prune(model, masks=file(tmp_path, c0=given["c0"]), **MASKED)
     assert removed(alone) == {"c0:0": (1,)}
-    assert any("1 weights without a mask" in note for note in alone.notes)
+    assert any("1 weight without a mask writes" in note for note in alone.notes)
 
 
 def test_intersection_is_offered_where_it_helps(chain: onnx.ModelProto, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_masks_that_cannot_be_carried_out_are_told(chain: onnx.ModelProto, tmp_p
     assert removed(result) == {}
     notes = "\n".join(result.notes)
     assert "2 indices that the masks remove stay as they are: graph output" in notes
-    assert "1 masks have zeros that fill no index" in notes
+    assert "1 mask has zeros that fill no index" in notes
     assert "nothing was cut" in notes
 
 
@@ -236,7 +236,7 @@ def test_heads_that_are_masked_in_part_stay(tmp_path: Path) -> None:
     path = file(tmp_path, **{name: mask(model, name, *gone, axis=1) for name in names})
     result = api.prune(model, masks=path, resolve="union", **MASKED)
     assert [len(units) for units in removed(result).values()] == [1]
-    assert any("1 units that the masks remove in part" in note for note in result.notes)
+    assert any("1 unit that the masks remove in part stays whole" in note for note in result.notes)
 
 
 def test_positions_of_groups_stay_as_masks_mean_them(tmp_path: Path) -> None:

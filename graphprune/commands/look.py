@@ -16,6 +16,7 @@ from graphprune.flags import (
     seed_option,
 )
 from graphprune.given import scope_of
+from graphprune.version import __version__
 from graphprune.voice import Voice
 
 
@@ -59,7 +60,13 @@ def explain(model: Path, place: str, **given: Any) -> None:
 
     analysis = api.prepare(model, scope_of(given)).analysis
     text = explain_place(analysis, parse_place(analysis, place))
-    document = {"schema": "graphprune.explain/1", "place": place, "lines": text.splitlines()}
+    document = {
+        "schema": "graphprune.explain/1",
+        "graphprune": __version__,
+        "model": str(model),
+        "place": place,
+        "lines": text.splitlines(),
+    }
     Voice(given).content(text, document)
 
 

@@ -10,7 +10,9 @@ import click
 from graphprune.commands.group import cli
 from graphprune.flags import output_options, run_options, scope_options
 from graphprune.given import scope_of
+from graphprune.version import __version__
 from graphprune.voice import Voice
+from graphprune.wording import counted
 
 
 @cli.group(invoke_without_command=True)
@@ -34,6 +36,7 @@ def targets(context: click.Context, /, **given: Any) -> None:
     lines = [f"{'*' if name == detect() else ' '} {target}" for name, target in known.items()]
     document = {
         "schema": "graphprune.targets/1",
+        "graphprune": __version__,
         "auto": detect(),
         "targets": [asdict(replace(target, latency={})) for target in known.values()],
     }
@@ -87,5 +90,11 @@ def measure(models: tuple[Path, ...], output: Path, hardware: str, **given: Any)
     with written_beside(output, as_toml(found)):
         pass
     pieces = sum(map(len, found.latency.values()))
-    document = {"schema": "graphprune.measure/1", "output": str(output), "entries": pieces}
-    voice.content(f"{pieces} latencies of {len(found.latency)} forms: {output}", document)
+    document = {
+        "schema": "graphprune.measure/1",
+        "graphprune": __version__,
+        "output": str(output),
+        "entries": pieces,
+    }
+    forms = counted(len(found.latency), "form")
+    voice.content(f"{counted(pieces, 'latency', 'latencies')} of {forms}: {output}", document)

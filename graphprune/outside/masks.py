@@ -22,9 +22,13 @@ from graphprune.outside.files import Given, given, read
 from graphprune.plan import emptied
 from graphprune.prepared import Prepared
 from graphprune.relations import Role
+from graphprune.wording import counted
 
 RESOLVE = ("error", "union", "intersection")
 SPOKEN = frozenset({Role.PRODUCER, Role.CONSUMER, Role.SCALE})
+WRITE = "weights without a mask write"
+PARTLY = "units that the masks remove in part stay"
+STUCK = "indices that the masks remove stay as they are"
 MOST_REASONS = 4
 
 
@@ -145,7 +149,8 @@ def _disagreement(coupling: Coupling, ballots: Sequence[_Ballot], apart: Mask) -
     groups = [group for group in coupling.groups if apart[group.units].any()]
     ordinal = int(np.flatnonzero(groups[0].units == unit)[0])
     return UsageError(
-        f"the masks disagree about {int(apart.sum())} units of {len(groups)} groups",
+        f"the masks disagree about {counted(int(apart.sum()), 'unit')} of "
+        f"{counted(len(groups), 'group')}",
         f"unit {ordinal} of {groups[0].name}: {leaves} removes it, {against} does not",
         "--resolve union lets a unit leave where any of its masks says so, --resolve intersection "
         "only where all of them do.",
@@ -180,18 +185,20 @@ def _notes(
     if not removed.any():
         yield "the masks remove no unit: nothing was cut"
     if apart.any():
-        yield f"the masks disagree about {int(apart.sum())} units, of which " + (
+        yield f"the masks disagree about {counted(int(apart.sum()), 'unit')}, of which " + (
             "all leave" if removed[apart].all() else "none leaves"
         )
     partly = [analysis.nothing_removed, *(ballot.part for ballot in ballots)]
     part = ~removed & np.any(partly, axis=0)
     if part.any():
-        yield f"{int(part.sum())} units that the masks remove in part stay whole"
+        yield (
+            f"{counted(int(part.sum()), 'unit that the masks remove in part stays', PARTLY)} whole"
+        )
     yield from _pinned(coupling, found)
     if found.unstructured:
         yield (
-            f"{len(found.unstructured)} masks have zeros that fill no index of an axis, first "
-            f"{found.unstructured[0]}: nothing leaves for these"
+            f"{counted(len(found.unstructured), 'mask has', 'masks have')} zeros that fill no "
+            f"index of an axis, first {found.unstructured[0]}: nothing leaves for these"
         )
     masked = {name for name, _ in found.axes}
     beside = [
@@ -203,9 +210,10 @@ def _notes(
         and name not in masked
     ]
     if beside:
+        writers = len({name for name, _ in beside})
         yield (
-            f"what {len({name for name, _ in beside})} weights without a mask write to the same "
-            f"units leaves too, first {beside[0][0]}"
+            f"what {counted(writers, 'weight without a mask writes', WRITE)} to the same units "
+            f"leaves too, first {beside[0][0]}"
         )
 
 
@@ -219,6 +227,6 @@ def _pinned(coupling: Coupling, found: Wanted) -> Iterator[str]:
         pins = [coupling.pin_of(int(slot)) for slot in stuck]
         held.update("not reached" if pin is None else pin.reason for pin in pins)
     for reason, count in held.most_common(MOST_REASONS):
-        yield f"{count} indices that the masks remove stay as they are: {reason}"
+        yield f"{counted(count, 'index that the masks remove stays as it is', STUCK)}: {reason}"
     if len(held) > MOST_REASONS:
         yield f"and {len(held) - MOST_REASONS} more such reasons"

@@ -13,6 +13,7 @@ from graphprune.errors import UsageError
 from graphprune.outside.files import Given, given, read
 from graphprune.prepared import Prepared
 from graphprune.relations import Role
+from graphprune.wording import counted
 
 WEIGHTS = frozenset({Role.PRODUCER, Role.CONSUMER, Role.SCALE})
 MOST_NAMED = 3
@@ -77,4 +78,7 @@ def _note(without: list[str]) -> tuple[str, ...]:
         return ()
     more = f" and {len(without) - MOST_NAMED} more" if len(without) > MOST_NAMED else ""
     named = ", ".join(without[:MOST_NAMED])
-    return (f"{len(without)} groups without a score stay whole: {named}{more}",)
+    return (
+        f"{counted(len(without), 'group without a score stays', 'groups without a score stay')} "
+        f"whole: {named}{more}",
+    )

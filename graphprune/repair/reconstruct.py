@@ -128,7 +128,7 @@ def _in_reach(damage: Damage, work: Model, dirty: set[str], linear: Linear) -> b
 
 def _not_replaced(model: Model, targets: set[str | None]) -> list[Repaired]:
     """Of the blocks that have left, those that nothing stands in for."""
-    why = "not replaced: no linear operator ends right before the block that has left"
+    why = "not replaced: no linear operator ends right before the block that was removed"
     gone = [node for node in model.nodes if stands_for_sum(node)]
     ends = [past_blocks(model, node.output[0]) for node in gone]
     return [

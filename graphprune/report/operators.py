@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from graphprune.operators import Operator
+from graphprune.wording import counted, listed
 
 if TYPE_CHECKING:
     from graphprune.result import Result
 
 SHORT = 0.05  # latency this much above the MACs' share, both of the original's, is said
-MOST, ENOUGH = 3, 0.7  # operators named: at most so many, until they make this much of the gap
+MOST, ENOUGH = 3, 0.7  # operators named: at most so many, until they are most of what is slow
 ROWS = 12
 
 
 def operators_table(operators: Sequence[Operator]) -> Table:
     """The types that take most time, the others in one row."""
     table = Table(title="time by operator", title_style="bold", header_style="bold")
-    for name in ("operator", "original", "pruned", "left", "share of the original's time"):
+    for name in ("operator", "original", "pruned", "remaining", "share of the original's time"):
         table.add_column(name, justify="left" if name == "operator" else "right")
     largest = sorted(operators, key=lambda o: -max(o.before_ms, o.after_ms))
     shown, rest = largest[:ROWS], largest[ROWS:]
@@ -29,7 +30,7 @@ def operators_table(operators: Sequence[Operator]) -> Table:
             sum(values)
             for values in zip(*((o.before_ms, o.after_ms, o.share) for o in rest), strict=True)
         ]
-        shown = [*shown, Operator(f"{len(rest)} others", *sums)]
+        shown = [*shown, Operator(counted(len(rest), "other"), *sums)]
     for operator in shown:
         left = f"{operator.after_ms / operator.before_ms:.2f}" if operator.before_ms else "new"
         table.add_row(
@@ -59,22 +60,21 @@ def held_back(macs: float, latency: float | None, operators: Sequence[Operator])
     above = sorted((o for o in operators if excess[o] > 0), key=lambda o: -excess[o])
     if gap <= 0 or not above:
         return None
+    whole = sum(excess[o] for o in above)
     named: list[Operator] = []
     for operator in above[:MOST]:
-        if sum(excess[o] for o in named) >= ENOUGH * gap:
+        if sum(excess[o] for o in named) >= ENOUGH * whole:
             break
         named.append(operator)
-    part = sum(excess[o] for o in named) / sum(excess[o] for o in above)
-    words = [_words(operator) for operator in named]
-    listed = " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+    parts = [round(100 * excess[o] / whole) for o in named]
+    words = [_words(operator, part) for operator, part in zip(named, parts, strict=True)]
+    others = [f"all others {100 - sum(parts)} %"] if sum(parts) < 100 else []
     return (
-        f"latency is {latency:.2f} of the original's where the MACs are {macs:.2f}: {listed}; "
-        f"that is {part:.0%} of what holds it back"
+        f"latency is {latency:.2f} of the original's, MACs are {macs:.2f} of theirs; what takes "
+        f"longer than its share of the MACs, by type of operator: {listed([*words, *others])}"
     )
 
 
-def _words(operator: Operator) -> str:
-    if not operator.before_ms:
-        return f"{operator.name} is new ({operator.after_ms:.3f} ms)"
-    ratio = operator.after_ms / operator.before_ms
-    return f"{operator.name} ({operator.share:.0%} of the original's time) is at {ratio:.2f}"
+def _words(operator: Operator, part: int) -> str:
+    before = f"{operator.before_ms:.3f} -> " if operator.before_ms else "new, "
+    return f"{operator.name} {part} % ({before}{operator.after_ms:.3f} ms)"

@@ -15,6 +15,7 @@ from graphprune.analysis import PinnedReason, inexact, pinned_reasons
 from graphprune.report.operators import held_back_of, operators_table
 from graphprune.runtime import Timing
 from graphprune.validate import Verdict
+from graphprune.wording import counted
 
 if TYPE_CHECKING:
     from graphprune.prepared import Prepared
@@ -41,7 +42,7 @@ def to_text(content: RenderableType, width: int = 100) -> str:
 def result_table(result: Result, per_operator: bool = False) -> RenderableType:
     before, after, verdict = result.before, result.after, result.verdict
     table = Table(title="graphprune", title_style="bold", header_style="bold")
-    for name in ("", "original", "pruned", "left"):
+    for name in ("", "original", "pruned", "remaining"):
         table.add_column(name, justify="left" if not name else "right")
     table.add_row("MACs", _si(before.macs), _si(after.macs), _share(after.macs, before.macs))
     table.add_row(
@@ -117,7 +118,7 @@ def _repair_lines(result: Result) -> list[str]:
             before, after = (statistics.median(side) for side in zip(*pairs, strict=True))
             errors = f"; median error of an operator's output {before:.2g} -> {after:.2g}"
         how = result.plan.options["repair"]
-        lines.append(f"repaired ({how}): {len(result.repairs)} operators{errors}")
+        lines.append(f"repaired ({how}): {counted(len(result.repairs), 'operator')}{errors}")
     if result.refined is not None:
         lines.append(str(result.refined))
     return lines
@@ -138,7 +139,8 @@ def _beyond_zeroing(result: Result) -> list[str]:
             *list(kinds)[:LARGEST_INTERFACE],
             *(["…"] if len(kinds) > LARGEST_INTERFACE else []),
         ]
-        lines.append(f"inexact: {units} units of {len(result.inexact)} groups: {'; '.join(some)}")
+        found = f"{counted(units, 'unit')} of {counted(len(result.inexact), 'group')}"
+        lines.append(f"inexact: {found}: {'; '.join(some)}")
     return lines
 
 
@@ -160,9 +162,9 @@ def inspection(prepared: Prepared) -> RenderableType:
     analysis, costs, notes = prepared.analysis, prepared.left, prepared.cleaned.notes
     coupling = analysis.coupling
     head = Text(
-        f"{len(analysis.model.nodes)} nodes, {_si(costs.macs)} MACs, "
+        f"{counted(len(analysis.model.nodes), 'node')}, {_si(costs.macs)} MACs, "
         f"{_si(costs.params)} parameters, {_bytes(costs.memory)} of activations at once; "
-        f"{coupling.n_units} units in {len(coupling.groups)} groups touch "
+        f"{counted(coupling.n_units, 'unit')} in {counted(len(coupling.groups), 'group')} touch "
         f"{analysis.cost.in_reach('macs') * 100:.1f} % of the MACs"
     )
     table = Table(title="groups", title_style="bold", header_style="bold")
@@ -186,7 +188,9 @@ def inspection(prepared: Prepared) -> RenderableType:
 
 def timing_table(names: Sequence[str], timing: Timing) -> Table:
     """Interleaved medians, and each model's latency over the first one's."""
-    table = Table(title=f"latency, {len(timing.rounds)} interleaved rounds", header_style="bold")
+    table = Table(
+        title=f"latency, {counted(len(timing.rounds), 'interleaved round')}", header_style="bold"
+    )
     for name in ("model", "median", "ratio to the first", "quartiles"):
         table.add_column(name, justify="left" if name == "model" else "right", overflow="fold")
     for i, name in enumerate(names):

@@ -20,7 +20,7 @@ from graphprune_passes.remove_zero_branches import RemoveZeroBranches
 OF_SLOTS = ("channels", "heads", "head-dims")  # units that can do nothing; blocks are branches
 LARGEST_QUANTISED = 1 << 28  # bytes of weights that are read as real numbers
 STAND_INS = "weights filled with one number (ConstantOfShape) only stand for real ones"
-AGAIN = "more units have nothing to do now that others left: run once more on the result"
+AGAIN = "more units have nothing to do now that others are gone: run once more on the result"
 ROUNDS = 8  # what one round removes may leave more with nothing to do
 
 

@@ -15,6 +15,7 @@ from graphprune.linear import rewritten
 from graphprune.model import Model
 from graphprune.pipeline import Change, Context, PassResult, Skipped
 from graphprune.whole import without_copies
+from graphprune.wording import counted
 
 NAMES = {DEAD: cleaned.DEAD, CONSTANT: cleaned.CONSTANT, DUPLICATE: cleaned.DUPLICATE}
 
@@ -72,7 +73,8 @@ def _staying(analysis: Analysis, idle: Idle) -> list[Skipped]:
     for group in analysis.coupling.groups:
         kept = int(((idle.why > 0) & ~idle.removed)[group.units].sum())
         if kept:
-            reason = f"{kept} unit(s) that do nothing stay: no axis is left empty, no block broken"
+            reason = counted(kept, "unit that does nothing stays", "units that do nothing stay")
+            reason += ": no axis gets empty, no block broken"
             found.append(Skipped(group.name, reason))
     return found
 
