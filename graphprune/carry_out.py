@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from graphprune.budget import SLACK, Decision
+from graphprune.budget import OPTION, SLACK, Decision
 from graphprune.clock import Clock
 from graphprune.cost import count_params
 from graphprune.coupling import Mask
+from graphprune.errors import TargetError
 from graphprune.model import Model
 from graphprune.options import Options
 from graphprune.pace import Paced
@@ -69,7 +70,30 @@ def make(
             break
         known = {**known, **missed}
         made = attempt(decided(known))
-    return made
+    return made if share is not None else _held(studied, made, options)
+
+
+def _held(studied: Study, made: Made, options: Options) -> Made:
+    """The result, unless no plan that was carried out held its budget."""
+    if not _missed(studied, made, options, nearer=False) or made.decision.missed:
+        return made
+    own, whole = _sizes(made), studied.prepared.whole
+    said = ", ".join(
+        f"{OPTION[kind]} {share:g} (the result has {own[kind] / max(whole[kind], 1):.4g})"
+        for kind, share in options.budgets().items()
+        if kind in own and share < 1 and own[kind] > share * whole[kind]
+    )
+    if not options.allow_miss:
+        raise TargetError(
+            f"the budget is missed by what the result holds beyond the weights that stay: {said}",
+            hint="Ask for a slightly smaller or larger share, or take it with --allow-miss.",
+        )
+    noted = made.decision.noting([f"budget missed: {said}"])
+    return replace(made, decision=noted)
+
+
+def _sizes(made: Made) -> dict[str, float]:
+    return {"bytes": made.model.stored_bytes, "params": count_params(made.model)}
 
 
 def _missed(studied: Study, made: Made, options: Options, nearer: bool) -> dict[str, float]:
@@ -78,8 +102,7 @@ def _missed(studied: Study, made: Made, options: Options, nearer: bool) -> dict[
     asked = options.budgets()
     cost = made.studied.prepared.analysis.cost
     predicted = made.decision.costs or cost.of(made.decision.removed)
-    own = {"bytes": made.model.stored_bytes, "params": count_params(made.model)}
-    whole = studied.prepared.whole
+    own, whole = _sizes(made), studied.prepared.whole
     for kind in own.keys() & asked.keys():
         share = own[kind] / max(whole[kind], 1)
         least = asked[kind] - SLACK if nearer else 0.0

@@ -12,7 +12,7 @@ import pytest
 from graphs import Builder
 from refusals import USAGE, Run, refused, store
 
-from graphprune import api
+from graphprune import api, carry_out
 from graphprune.distortion import agreement, distortion, divergence, relative_error, row_errors
 from graphprune.errors import TargetError, UsageError
 
@@ -106,3 +106,16 @@ def test_a_missed_budget_is_said_in_shares_of_the_given_model(tmp_path: Path, ki
         assert api.prune(path, **{**asked, kind: share}).after.macs > 0
     with pytest.raises(TargetError):
         api.prune(path, **{**asked, kind: share * 0.9})
+
+
+def test_a_result_that_holds_more_than_was_counted_is_never_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = padded(tmp_path / "model.onnx")
+    monkeypatch.setattr(carry_out, "RETRIES", 0)
+    asked: dict[str, Any] = {"size": 0.33, "fast": True, "min_channels": 1, **QUICK}
+    with pytest.raises(TargetError, match=r"--target-size 0\.33 \(the result has 0\.[0-9]+\)"):
+        api.prune(path, **asked)
+    result = api.prune(path, allow_miss=True, **asked)
+    assert result.after.bytes > 0.33 * result.before.bytes
+    assert any("budget missed: --target-size" in note for note in result.notes)
