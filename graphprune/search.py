@@ -223,20 +223,12 @@ def judged_inputs(studied: Study) -> Sequence[Feeds]:
         if rows >= JUDGED:
             break
         chosen.append(feed)
-        rows += _rows(feed)
+        rows += rows_of_feed(feed)
     return chosen
 
 
-def compared_on(studied: Study) -> str:
-    """What ``judged_inputs`` are, in words."""
-    if studied.inputs is None:
-        return f"{RANDOM} random inputs"
-    feeds = judged_inputs(studied)
-    rows = sum(_rows(feed) for feed in feeds)
-    return f"{rows} of the calibration inputs"
-
-
-def _rows(feed: Feeds) -> int:
+def rows_of_feed(feed: Feeds) -> int:
+    """How many samples a feed holds."""
     return max((len(array) for array in feed.values() if np.ndim(array)), default=1)
 
 

@@ -9,6 +9,7 @@ from graphprune.analysis import inexact, pinned_reasons
 from graphprune.batch_norm import batch_norms
 from graphprune.carry_out import Made
 from graphprune.clock import Clock
+from graphprune.compared import compared
 from graphprune.cost import count_params, whole
 from graphprune.errors import AccuracyGateError, LatencyGateError
 from graphprune.interface import reshaped
@@ -19,14 +20,13 @@ from graphprune.plan import Plan
 from graphprune.prepared import Prepared
 from graphprune.result import Result, Summary
 from graphprune.scoring import scorer_of
-from graphprune.search import compared_on, judged_inputs
 from graphprune.study import Study
-from graphprune.validate import Compared, Verdict, measure
+from graphprune.validate import Verdict, measure
 from graphprune.wording import counted, listed
 
 NOTHING_IDLE = "lossless: nothing here is dead, constant or a duplicate; the model is as given"
-STRANGE = 1.0  # largest output difference on random inputs from which on it is another function
-LOST = 1.0  # of the outputs' variance on calibration inputs: a constant loses no more
+LOST = 2.0  # squared error over the outputs' variance: that between two inputs of the original
+STRANGE = 1.0  # largest output difference, likewise, where nothing varies
 NO_BUDGET = (
     "no budget was given: nothing else was removed; --target-flops 0.5 asks for half of the MACs"
 )
@@ -148,7 +148,7 @@ def _strange_note(made: Made, verdict: Verdict, options: Options) -> list[str]:
             "is not: the difference says nothing, --eval says what the result is worth on your data"
         ]
     seen = made.studied.inputs is not None
-    strange = _strange(verdict, seen)
+    strange = _strange(verdict)
     if strange is None:
         return []
     helps = ["a larger share"] if not options.unbudgeted else []
@@ -170,22 +170,20 @@ def _strange_note(made: Made, verdict: Verdict, options: Options) -> list[str]:
     ]
 
 
-def _strange(verdict: Verdict, seen: bool) -> str | None:
+def _strange(verdict: Verdict) -> str | None:
     """What makes the result another function on the inputs that outputs were compared on."""
     if verdict.constant:
         named = listed(map(repr, verdict.constant))
         return f"{named} is the same for all, as the original's is not"
     if verdict.accuracy is not None:
         return None
-    if seen and verdict.unexplained is not None:
-        if verdict.unexplained < LOST:
-            return None
+    if verdict.unexplained is not None and verdict.unexplained >= LOST:
         return (
-            "the outputs are no nearer to the original's than a constant would be (squared error "
-            f"over variance: {verdict.unexplained:.3g})"
+            "the outputs are as far from the original's as those are from each other (squared "
+            f"error over variance: {verdict.unexplained:.3g})"
         )
     difference = verdict.output_difference
-    if difference is None or difference < STRANGE:
+    if verdict.unexplained is not None or difference is None or difference < STRANGE:
         return None
     return f"the outputs are as far from the original's as these are large ({difference:.3g})"
 
@@ -209,7 +207,7 @@ def _measure(studied: Study, result: Model, options: Options) -> Verdict:
         prepared.original,
         result,
         prepared.analysis.shapes,
-        Compared(compared_on(studied), judged_inputs(studied)),
+        compared(studied),
         seed=options.scoring.seed,
         threads=options.threads,
         provider=options.provider,

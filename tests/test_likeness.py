@@ -93,7 +93,22 @@ def test_outputs_are_compared_on_what_the_model_reads(run: Run, pixels: tuple[Pa
     document = read_json(run(model, "--target-flops", "0.5", "--calib", samples, "--json").out)
     assert document["compared_on"] == "40 of the calibration inputs"
     assert 0 < document["output_difference"] < 1
-    assert "on 8 random inputs" in run(model, *HALF).out
+    assert "on 16 made-up pictures" in run(model, *HALF).out
+
+
+def test_what_reads_no_pictures_is_compared_on_random_inputs(run: Run, tmp_path: Path) -> None:
+    b = Builder()
+    x = b.add("Relu", b.add("MatMul", "x", b.weight(6, 32)))
+    path = tmp_path / "model.onnx"
+    onnx.save(b.model({"x": ["n", 6]}, {b.add("MatMul", x, b.weight(32, 4)): ["n", 4]}), path)
+    assert "on 8 random inputs" in run(path, *HALF).out
+
+
+def test_noise_alone_is_no_reason_to_warn(run: Run, resnet: Path, tmp_path: Path) -> None:
+    """The shipped model reads pixels: noise moves its outputs far, pictures do not."""
+    fast = ("--target-flops", "0.5", "--fast", "--round-to", "1")
+    ran = run(resnet, *fast, "-o", tmp_path / "out.onnx")
+    assert "hardly resembles" not in ran.out
 
 
 def test_a_constant_result_is_noted(run: Run, tmp_path: Path) -> None:

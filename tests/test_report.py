@@ -41,7 +41,7 @@ def test_what_is_proved_is_the_cut(run: Run, small: Path) -> None:
 def test_another_function_is_noted(
     run: Run, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quiet = run(small, *HALF)
+    quiet = run(small, "--target-flops", 0.5, "--samples", 40)
     assert "hardly resembles" not in quiet.out
     monkeypatch.setattr("graphprune.summing.STRANGE", 1e-9)
     monkeypatch.setattr("graphprune.summing.LOST", 1e-9)
