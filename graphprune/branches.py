@@ -49,6 +49,21 @@ def rewritten_branches(model: Model, shapes: Shapes, coupling: Coupling, alive: 
     """The bodies in which a node reads a weight that loses slots, and that may not run by
     themselves: branches, and loops whose first turn nothing promises."""
     lost = {axis.tensor for axis in coupling.parameters if not alive[axis.slots].all()}
+    return _reading(model, shapes, lost)
+
+
+def smaller_branches(before: Model, after: Model, shapes: Shapes) -> Branches:
+    """Likewise, of ``after``, those in which a node reads a weight that is smaller than it was."""
+    known = before.opened.initializers
+    lost = {
+        name
+        for name, tensor in after.initializers.items()
+        if name in known and known[name].dims != tensor.dims
+    }
+    return _reading(after, shapes, lost)
+
+
+def _reading(model: Model, shapes: Shapes, lost: set[str]) -> Branches:
     uncertain: set[str] = set()
     rival: dict[str, str] = {}
     for node in model.nodes:

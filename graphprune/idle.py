@@ -68,8 +68,9 @@ def idle_units(analysis: Analysis, facts: Facts) -> Idle:
     coupling = analysis.coupling
     unread = unread_units(analysis.model, coupling)
     reads = list(_reads(analysis, facts, unread))
-    usable = _usable(analysis, reads, unread)
-    nothing, fixed = usable.copy(), usable.copy()  # adds nothing; adds a constant at most
+    inside = _in_bodies(analysis)  # where readers are not rewritten
+    usable = _usable(analysis, reads, unread) & ~(inside & unread)
+    nothing, fixed = usable.copy(), usable & ~inside  # adds nothing; adds a constant at most
     for read in reads:
         mine = read.units >= 0
         nothing[read.units[mine & ~read.zero]] = False
@@ -78,7 +79,7 @@ def idle_units(analysis: Analysis, facts: Facts) -> Idle:
     why = np.zeros(coupling.n_units, np.int8)
     why[fixed] = CONSTANT
     why[nothing] = DEAD
-    stands_for = _duplicates(analysis, reads, usable & (why == 0))
+    stands_for = _duplicates(analysis, reads, usable & (why == 0) & ~inside)
     gains = stands_for != np.arange(coupling.n_units)
     why[gains] = np.where(_constant(reads, coupling.n_units)[gains], CONSTANT, DUPLICATE)
     removed = _with_enough_left(analysis, why)
@@ -87,21 +88,30 @@ def idle_units(analysis: Analysis, facts: Facts) -> Idle:
 
 
 def _usable(analysis: Analysis, reads: list[_Read], unread: Mask) -> Mask:
-    """Units that something reads, outside of bodies, of the interface and of statistics; and those
-    that no output depends on."""
-    coupling, model = analysis.coupling, analysis.model
+    """Units that something reads, outside of the interface and of statistics; and those that no
+    output depends on."""
+    coupling = analysis.coupling
     usable = np.append(unread, False)
     for read in reads:
         usable[read.units] = True
     relations = coupling.relations
     banned = [pin.slots for pin in (*relations.shifts, *relations.interface)]
-    for node, inside in zip(model.nodes, regions(model.nodes), strict=True):
-        if inside or is_open(node):
-            names = relations.slots.tensors.keys() & {*node.input, *node.output}
-            banned += [axis.slots for name in names for axis in relations.slots.tensors[name]]
     for slots in banned:
         usable[coupling.unit_of(slots)] = False
     return usable[:-1]
+
+
+def _in_bodies(analysis: Analysis) -> Mask:
+    """Units that bodies of control flow hold, or that go in or out of one."""
+    coupling, tensors = analysis.coupling, analysis.relations.slots.tensors
+    found = np.zeros(coupling.n_units + 1, bool)
+    nodes = analysis.model.nodes
+    for node, inside in zip(nodes, regions(nodes), strict=True):
+        if inside or is_open(node):
+            for name in tensors.keys() & {*node.input, *node.output}:
+                for axis in tensors[name]:
+                    found[coupling.unit_of(axis.slots)] = True
+    return found[:-1]
 
 
 def _reads(analysis: Analysis, facts: Facts, unread: Mask) -> Iterator[_Read]:

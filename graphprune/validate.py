@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from graphprune.analysis import Analysis
-from graphprune.branches import Branches, rewritten_branches
+from graphprune.branches import Branches, forced, rewritten_branches, smaller_branches
 from graphprune.coupling import Mask
 from graphprune.errors import ModelError, VerificationError
 from graphprune.interface import fitted
@@ -188,11 +188,15 @@ def _smaller_sizes(shapes: Shapes) -> list[dict[str, Shape]]:
 
 
 def verify_normal(original: Model, analysis: Analysis, seed: int = 0) -> None:
-    """A model whose weights were rewritten as it was prepared must compute what it did before.
+    """A model whose weights were rewritten as it was prepared must compute what it did before; so
+    must bodies of control flow in which that was done, where they run with these inputs.
 
     Raises ``VerificationError`` beyond the tolerance.
     """
-    _same(original, analysis.model, analysis, "the prepared model differs from the given one", seed)
+    what = "the prepared model differs from the given one"
+    _same(original, analysis.model, analysis, what, seed)
+    for taken, _ in smaller_branches(original, analysis.model, analysis.shapes).together():
+        _same(original, analysis.model, analysis, what, seed, taken=taken)
 
 
 def verify_same(model: Model, reordered: Model, analysis: Analysis, seed: int = 0) -> None:
@@ -202,10 +206,16 @@ def verify_same(model: Model, reordered: Model, analysis: Analysis, seed: int = 
 
 
 def _same(
-    before: Model, after: Model, analysis: Analysis, what: str, seed: int, any_order: bool = False
+    before: Model,
+    after: Model,
+    analysis: Analysis,
+    what: str,
+    seed: int,
+    any_order: bool = False,
+    taken: frozenset[str] = frozenset(),
 ) -> None:
     """The outputs and what their activations read must agree: that ``any_order``, where channels
-    may have moved on the way."""
+    may have moved on the way. Bodies of ``taken`` are forced to run."""
     shapes = analysis.shapes
     sizes = [shapes.inputs, *other_sizes(shapes)]
     several = [random_inputs(after, replace(shapes, inputs=each), seed) for each in sizes]
@@ -213,13 +223,14 @@ def _same(
     taps = [*told.taps.values()]
 
     def difference(open_model: Open) -> float:
-        first, second = (open_model(with_outputs(m, taps, shapes)) for m in (before, after))
+        models = (with_outputs(forced(m, taken), taps, shapes) for m in (before, after))
+        first, second = map(open_model, models)
         worst = 0.0
         for i, feeds in enumerate(several):
             try:
                 expected = first(fitted(before, feeds))
             except ModelError:
-                if i == 0:
+                if i == 0 and not taken:
                     raise
                 continue  # sizes that the model does not take
             actual = second(fitted(after, feeds))

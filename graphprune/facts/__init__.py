@@ -15,7 +15,7 @@ import numpy as np
 from graphprune.control import is_open
 from graphprune.coupling import FLOAT_TYPES
 from graphprune.errors import UncomputableError
-from graphprune.facts import linear, movement, normalisation, pointwise
+from graphprune.facts import linear, movement, normalisation, pointwise, quantised
 from graphprune.facts.fact import Fact, Line, along, between, coarse, exactly
 from graphprune.facts.seen import Seen, Table
 from graphprune.model import NOT_COMPUTED, Array, Model
@@ -24,11 +24,13 @@ from graphprune.shapes import Shapes, open_values
 __all__ = ["Fact", "Facts", "Line", "along", "facts_of"]
 
 RULES = Table({**pointwise.table, **linear.table, **movement.table, **normalisation.table})
+RULES |= quantised.table
 GELUS = ("Gelu", "FastGelu", "BiasGelu", "QuickGelu")
 FUSED = {("com.microsoft", name) for name in GELUS}  # ONNX Runtime's own that have rules
 BYTE, BOOLEAN = 2, 9  # types of inputs that have bounds
 REAL = FLOAT_TYPES | {BOOLEAN}  # arithmetic of integers wraps and truncates
 PICKING = {*movement.table, "Clip", "Identity", "Max", "Min", "Where"}  # and these compute nothing
+PICKING |= {"QuantizeLinear"}  # whose bounds are rounded like the integers themselves
 LARGEST = 1 << 22  # elements of a constant that is looked into
 
 

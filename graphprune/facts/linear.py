@@ -15,9 +15,11 @@ from graphprune.facts.fact import (
     Fact,
     Floats,
     Kinds,
+    Line,
     along,
     bits,
     collapsed,
+    exactly,
     mixed,
     ranked,
     unknown,
@@ -248,7 +250,7 @@ def recurrent(seen: Seen) -> list[Fact | None] | None:
     starts = np.ones((directions, hidden), bool)
     for i in (5, 6):
         if seen.has(i):
-            first = along(seen.fact(i), len(seen.shape(i)) - 1, hidden)
+            first = _start(seen, i, hidden)
             starts &= (first.low == 0) & (first.high == 0)
     inputs = (np.broadcast_to(v, (directions, len(v))) for v in (x.low, x.high))
     low, high = rows_of(w[:, mine, :, None], *inputs)
@@ -263,6 +265,7 @@ def recurrent(seen: Seen) -> list[Fact | None] | None:
             if not bad.any():
                 break
             zero[d] &= ~bad
+    kind = _unit_kinds(seen, w, r, bias)
     batch_first = bool(seen.attr("layout", 0))
     found: list[Fact | None] = []
     for i in range(len(seen.node.output)):
@@ -270,8 +273,39 @@ def recurrent(seen: Seen) -> list[Fact | None] | None:
         to = [1] * (4 if i == 0 else 3)
         to[place], to[-1] = directions, hidden
         ends = np.where(zero, 0.0, np.inf).reshape(to)
-        found.append(Fact(-ends + 0.0, ends))
+        found.append(Fact(-ends + 0.0, ends, None if kind is None else kind.reshape(to)))
     return found
+
+
+def _start(seen: Seen, index: int, hidden: int) -> Line:
+    """A first state, by hidden unit."""
+    fact = exactly(seen.weight(index)) if seen.fixed(index) else seen.fact(index)
+    return along(fact, len(seen.shape(index)) - 1, hidden)
+
+
+def _unit_kinds(seen: Seen, w: Array, r: Array, bias: Floats) -> Kinds | None:
+    """A kind for every unit of every direction [directions, hidden]: equal ones for units whose
+    gates all read and start alike. So what reads one of them may read the other, they too."""
+    directions, hidden = len(w), r.shape[2]
+    peepholes = seen.weight(7).astype(np.float64) if seen.fixed(7) else np.zeros((directions, 0))
+    if seen.has(7) and not seen.fixed(7):
+        return None
+    starts = [_start(seen, i, hidden) for i in (5, 6) if seen.has(i)]
+    if any(start.kind is None for start in starts):
+        return None
+    found = []
+    for d in range(directions):
+        vectors = (*bias[d].reshape(-1, hidden), *peepholes[d].reshape(-1, hidden))
+        parts = [bits(np.ascontiguousarray(vector)) for vector in vectors]
+        parts += [start.kind for start in starts if start.kind is not None]
+        for number, weight in enumerate((w[d], r[d])):
+            rows = weight.reshape(-1, hidden, weight.shape[1])
+            parts += [
+                row_kinds(gate, mixed(seen.name, d, number, place))
+                for place, gate in enumerate(rows)
+            ]
+        found.append(mixed(*parts))
+    return np.stack(found)
 
 
 @table.rule("Attention")
