@@ -173,7 +173,8 @@ def _bias_scale(model: Model, linear: Linear) -> Array | None:
     """
     source = source_of(model, linear.weight)
     index = model.producer.get(linear.x)
-    if source is None or index is None or linear.kind != "Conv" or model.opsets.get("", 1) < 13:
+    takes = linear.kind == "Conv" or (linear.kind == "Gemm" and linear.alpha == 1)
+    if source is None or index is None or not takes or model.opsets.get("", 1) < 13:
         return None
     reading = model.nodes[index]
     if reading.op_type != "DequantizeLinear" or reading.input[1] not in model.initializers:

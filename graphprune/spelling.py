@@ -37,7 +37,7 @@ def spelled(model: Model) -> Spelled:
     walk = _Walk(model)
     for i, node in enumerate(model.nodes):
         reading = reading_of(node)
-        if node.op_type == "DynamicQuantizeLinear" and len(node.output) > 1:
+        if node.op_type == "DynamicQuantizeLinear" and len(node.output) > 2:
             walk.dynamic[node.output[0]] = node
         if i in walk.replaced or (reading is not None and walk.spells(i, node, reading)):
             continue

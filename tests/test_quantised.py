@@ -300,11 +300,12 @@ def test_shared_scales_couple_nothing() -> None:
 
 
 def test_repair_on_the_grid(tmp_path: Path) -> None:
-    """A convolution without a bias gains one of integers, in the scales of what it multiplies."""
+    """An operator without a bias gains one of integers, in the scales of what it multiplies."""
     b = Builder(5)
     x = b.add("Relu", b.add("Conv", "x", b.weight(16, 3, 3, 3)))
     x = b.add("Relu", b.add("Conv", x, b.weight(8, 16, 3, 3)))
-    y = b.add("Flatten", b.add("GlobalAveragePool", x))
+    x = b.add("Flatten", b.add("GlobalAveragePool", x))
+    y = b.add("Gemm", x, b.weight(8, 8), transB=1)
     source, target = tmp_path / "float.onnx", tmp_path / "quantised.onnx"
     onnx.save(b.model({"x": [1, 3, 8, 8]}, {y: [1, 8]}), source)
     feeds = Random((1, 3, 8, 8))
@@ -314,4 +315,4 @@ def test_repair_on_the_grid(tmp_path: Path) -> None:
     assert any(r.after is not None and r.after < r.before for r in result.repairs)
     kinds = {t.name: t.data_type for t in result.model.graph.initializer}
     biases = [kinds[n.input[0]] for n in result.model.graph.node if "graphprune_bias" in n.name]
-    assert biases == [TensorProto.INT32]
+    assert biases == [TensorProto.INT32] * 2
