@@ -23,8 +23,8 @@ from graphprune.model import Array, Model
 from graphprune.options import Options
 from graphprune.prepared import Prepared
 from graphprune.repair.damage import Damage, Repair, Repaired, silent
-from graphprune.repair.integers import known_to, mended
-from graphprune.repair.refine import FEWEST, Lesson, Refined, refine, rows_within
+from graphprune.repair.integers import known_to, mended, refined_integers
+from graphprune.repair.refine import FEWEST, Lesson, Refined, rows_within
 from graphprune.runtime import random_inputs, run_session, session
 from graphprune.spelling import spelled
 
@@ -174,7 +174,7 @@ def refined(
     inputs = studied.inputs
     rows = max(FEWEST, rows_within(macs_per_row(studied, removed), steps))
     lesson = Lesson(studied.original, inputs.feeds, inputs.made_up, studied.seed, rows)
-    return refine(model, lesson, steps, progress)
+    return refined_integers(model, lesson, steps, progress)
 
 
 def macs_per_row(studied: Study, removed: Mask) -> float:

@@ -17,8 +17,9 @@ from graphprune.frontier import Frontier
 from graphprune.linear import repairable
 from graphprune.model import Model
 from graphprune.options import Options
-from graphprune.repair import REPAIRS, Damage
-from graphprune.repair.integers import mended
+from graphprune.repair import REPAIRS, Damage, integers
+from graphprune.repair.integers import mended, refined_integers
+from graphprune.repair.refine import Lesson
 from graphprune.repair.sites import site_of
 from graphprune.runtime import random_inputs, run_session, session
 from graphprune.shapes import infer
@@ -139,10 +140,31 @@ def test_sums_are_matched_behind_rounding(way: str, tmp_path: Path) -> None:
     assert [site.rectified for site in sites] == [True, True, True, False, False, False]
 
 
-@pytest.mark.parametrize("form", ["ConvInteger without a bias", "DynamicQuantizeLSTM"])
+@pytest.mark.parametrize("form", ["QLinearConv without a bias", "DynamicQuantizeLSTM"])
 def test_a_plan_gives_the_same_bytes(form: str) -> None:
     source = FORMS[form]()
     first = prune(source, flops=0.6, samples=16, measure=False, cache=False)
     assert first.verdict.passed
     again = apply(source, first.plan, options=Options(measure=False, cache=False))
     assert again.model.SerializeToString() == first.model.SerializeToString()
+
+
+@pytest.mark.parametrize("way", ["QDQ per channel", "QOperator asymmetric", "dynamic"])
+def test_tuned_as_a_whole(way: str, tmp_path: Path) -> None:
+    """By gradient through what is not rounded; kept only where it is better with rounding."""
+    damage = half_gone(quantised("convolutional", way, tmp_path))
+    lesson = Lesson(damage.original, damage.feeds, None, 0)
+    result, report = refined_integers(damage.pruned, lesson, 60, lambda share: None)
+    assert report.steps == 60, str(report)
+    assert error(damage, result) < 0.9 * error(damage, damage.pruned)
+    assert kinds(result) == kinds(damage.pruned)
+    assert [n.op_type for n in result.nodes] == [n.op_type for n in damage.pruned.nodes]
+
+
+def test_what_rounding_undoes_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damage = half_gone(quantised("convolutional", "QOperator asymmetric", tmp_path))
+    monkeypatch.setattr(integers, "_error", lambda lesson, model: 1.0)
+    lesson = Lesson(damage.original, damage.feeds, None, 0)
+    result, report = integers.refined_integers(damage.pruned, lesson, 2, lambda share: None)
+    assert result is damage.pruned
+    assert "with rounding" in str(report)

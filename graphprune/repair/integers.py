@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+
 from graphprune.coupling import Coupling
+from graphprune.distortion import distortion
+from graphprune.interface import fitted
 from graphprune.model import Model
 from graphprune.repair.damage import Damage, Repair, Repaired
+from graphprune.repair.reconstruct import with_biases
+from graphprune.repair.refine import Lesson, Refined, refine
+from graphprune.repair.softened import hardened, softened
+from graphprune.runtime import run_session, session
 from graphprune.shapes import infer
 from graphprune.spelled import Spelled
 from graphprune.spelling import spelled
@@ -28,6 +37,43 @@ def mended(repair: Repair, damage: Damage) -> tuple[Model, tuple[Repaired, ...]]
     )
     result, reports = repair.run(plain)
     return pruned.back(result), reports
+
+
+def refined_integers(
+    model: Model, lesson: Lesson, steps: int, progress: Callable[[float], None]
+) -> tuple[Model, Refined]:
+    """``refine`` for a model of any operators: integers are tuned as the numbers that they stand
+    for, without the rounding of activations, and must be better with it too."""
+    plain = spelled(model)
+    if not any(node.op_type == "QuantizeLinear" for node in model.nodes) and not plain.replaced:
+        return refine(model, lesson, steps, progress)
+    whole = with_biases(plain.model)
+    soft = softened(whole)
+    tuned, report = refine(soft, lesson, steps, progress)
+    if tuned is soft:
+        return model, report
+    hard = hardened(whole, tuned)
+    if hard is None:
+        return model, Refined(why="its weights are read in several ways")
+    result = plain.back(hard)
+    before, after = (_error(lesson, one) for one in (model, result))
+    if not after < before:
+        why = f"with rounding the error of the outputs was {after:.3g}, before {before:.3g}"
+        return model, Refined(why=why)
+    return result, report
+
+
+def _error(lesson: Lesson, model: Model) -> float:
+    """Distortion of the outputs on all inputs."""
+    first, second = session(lesson.original), session(model)
+    names = [value.name for value in lesson.original.outputs]
+    found = []
+    for chunk in range(len(lesson.feeds)):
+        feed = lesson.feeds[chunk]
+        given = dict(zip(names, run_session(first, feed), strict=True))
+        expected = list(fitted(model, given).values())
+        found.append(distortion(expected, run_session(second, fitted(model, feed))))
+    return float(np.mean(found))
 
 
 def known_to(coupling: Coupling, plain: Spelled) -> Coupling:
