@@ -35,7 +35,7 @@ WORTH = 0.05  # of the experts' weights: what the means may have
 @dataclass(frozen=True)
 class Weighed:
     """Experts whose ``shares`` [.., experts] nodes ``readers`` weigh them by, until they are summed
-    up in ``total`` [.., width]."""
+    up in ``total`` [.., width], which may have more axes of tokens."""
 
     shares: str
     readers: tuple[int, ...]
@@ -168,7 +168,9 @@ def _total(
         known, rows = shape.get(name), shape[shares]
         if node.op_type not in SUMS | MOVES | {"Mul"} or known is None or rows is None:
             return None
-        alike = len(known) == len(rows) and known[:-1] == rows[:-1]
+        alike = known[:-1] == rows[:-1]
+        if len(known) > len(rows):  # tokens in one axis there, in several here
+            alike = prod(known[:-1]) == prod(rows[:-1])
         whole = node.op_type in SUMS | MOVES and len([o for o in node.output if o]) == 1
         summed = not any(_same(analysis, axis.slots, kinds) for axis in tensors.get(name, ()))
         if alike and whole and summed:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from expert_forms import EXPERTS, LEAVE, TOKENS, WIDTH, added
+from graphs import Builder
 
 from graphprune import api
 from graphprune.analysis import Analysis, Scope
@@ -24,6 +25,25 @@ from graphprune.storage import load
 FORMS = {name: LEAVE[name][0] for name in LEAVE if name.startswith(("dense", "apart"))}
 FORMS |= {"two, scattered": LEAVE["two, scattered"][0], "two, OneHot": LEAVE["two, OneHot"][0]}
 FORMS["residual"] = lambda: added(residual=True)
+
+
+def in_batches(layers: int = 1) -> onnx.ModelProto:
+    """Tokens [n, 4, width], flattened for the router alone; as many mixtures on a stream."""
+    b = Builder(31)
+    x = "x"
+    for _ in range(layers):
+        flat = b.add("Reshape", x, b.ints(-1, WIDTH))
+        gates = b.add("Softmax", b.add("MatMul", flat, b.weight(WIDTH, EXPERTS)))
+        up, down = b.weight(EXPERTS, WIDTH, 40), b.weight(EXPERTS, 40, WIDTH)
+        said = b.add("MatMul", b.add("Relu", b.add("MatMul", flat, up)), down)
+        said = b.add("Reshape", said, b.ints(EXPERTS, -1, 4, WIDTH))
+        turned = b.add("Transpose", gates, perm=[1, 0])
+        turned = b.add("Reshape", turned, b.ints(EXPERTS, -1, 4, 1))
+        said = b.add("ReduceSum", b.add("Mul", said, turned), b.ints(0), keepdims=0)
+        x = b.add("Add", x, said)
+    return b.model({"x": ["n", 4, WIDTH]}, {x: ["n", 4, WIDTH]})
+
+
 LEFT = {name: LEAVE[name][0] for name in LEAVE.keys() - FORMS.keys()}
 OPTIONS: dict[str, Any] = {"units": ("experts",), "measure": False, "cache": False, "samples": 128}
 SCOPE = Scope(units=("experts",), means=True)
@@ -148,6 +168,22 @@ def test_nothing_leaves_nothing_stays_behind() -> None:
     assert not beside(made.model)
     assert len(made.model.graph.node) == len(model.graph.node)
     assert error(model, made.model) < 1e-9
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_tokens_in_batches(layers: int) -> None:
+    """Shares of another rank than the sum; several mixtures."""
+    model = in_batches(layers)
+    made = api.prune(model, params=0.6, **OPTIONS)
+    assert made.verdict.passed
+    assert 0 < beside(made.model) <= layers
+    feeds = {"x": np.random.default_rng(5).standard_normal((6, 4, WIDTH)).astype(np.float32)}
+    with patch.object(Options, "keeps_means", PropertyMock(return_value=False)):
+        usual = api.prune(model, params=0.6, **OPTIONS)
+    wanted, got, other = (opened(load(m))(feeds)[0] for m in (model, made.model, usual.model))
+    assert np.square(wanted - got).sum() < np.square(wanted - other).sum()
+    again = api.apply(model, made.plan, options=Options(measure=False, cache=False))
+    assert again.model.SerializeToString() == made.model.SerializeToString()
 
 
 def test_with_channels() -> None:

@@ -13,6 +13,8 @@ from graphprune.pipeline import Change, Context, PassResult
 from graphprune.selectors import selector
 from graphprune.stand_ins import marked, product, weighed_experts
 
+SLICE_BY_INPUTS = 10  # opset
+
 
 @dataclass(frozen=True)
 class StandInExperts:
@@ -28,7 +30,7 @@ class StandInExperts:
     def run(self, model: Model, context: Context) -> PassResult:
         analysis = context.analysis(model)
         found = {each.total: each for each in weighed_experts(analysis)}
-        if not found:
+        if not found or model.opsets.get("", 1) < SLICE_BY_INPUTS:
             return PassResult(model)
         nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.nodes]
         before: dict[int, list[onnx.NodeProto]] = {}
@@ -55,9 +57,15 @@ class StandInExperts:
                 nodes[i].input[:] = [read if n == each.shares else n for n in nodes[i].input]
             last, own = model.producer[total], free(f"{total}/experts")
             nodes[last].output[:] = [own if name == total else name for name in nodes[last].output]
-            beside = product(each.shares, matrix, free(f"{total}/stands_in"))
+            shares = each.shares
+            if len(rows) != len(width):  # tokens are in one axis there, in several here
+                shares = free(f"{total}/shares")
+                made = _of_rank(each.shares, own, len(width), rows[-1], shares)
+                after[last] = made[0]
+                constants += made[1]
+            beside = product(shares, matrix, free(f"{total}/stands_in"))
             sum_ = helper.make_node("Add", [own, beside.output[0]], [total], f"{own}_and_means")
-            after[last] = [beside, marked(sum_)]
+            after[last] = [*after.get(last, ()), beside, marked(sum_)]
             where = label(model.nodes[last])
             changes.append(Change(self.name, where, "experts", "sum", "sum and means", ""))
         order = [
@@ -65,3 +73,20 @@ class StandInExperts:
         ]
         opened = model.with_graph(order, [*model.initializers.values(), *constants])
         return PassResult(opened, tuple(changes))
+
+
+def _of_rank(
+    shares: str, like: str, rank: int, experts: int, result: str
+) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """Nodes that give the shares the axes of ``like`` but the last, and their constants."""
+    ends = {"first": [0], "last": [rank - 1], "experts": [experts]}
+    names = {key: f"{result}_{key}" for key in ends}
+    made = [set_initializer(names[k], np.array(ends[k], np.int64)) for k in ends]
+    sizes, tokens, whole = (f"{result}_{part}" for part in ("sizes", "tokens", "shape"))
+    nodes = [
+        helper.make_node("Shape", [like], [sizes], sizes),
+        helper.make_node("Slice", [sizes, names["first"], names["last"]], [tokens], tokens),
+        helper.make_node("Concat", [tokens, names["experts"]], [whole], whole, axis=0),
+        helper.make_node("Reshape", [shares, whole], [result], result),
+    ]
+    return nodes, made
