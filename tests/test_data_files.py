@@ -152,3 +152,24 @@ def test_a_plan_of_another_model_is_refused_before_calibration(
     ran = run("apply", path, plan)
     assert (ran.code, ran.out) == (2, "")
     assert "belongs to another model" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("mean=0.1,0.2", "--preprocess mean: 2 values for 3 channels"),
+        ("size=9", "size=9x9 does not fit the declared [N, 3, 8, 8]"),
+    ],
+)
+def test_preprocess_of_made_up_pictures_must_fit(
+    run: Run, small: Path, text: str, words: str
+) -> None:
+    ran = run(small, "--target-flops", "0.5", "--preprocess", text, "--samples", "40")
+    assert (ran.code, ran.out) == (2, "")
+    assert words in ran.err and "--input-shape" not in ran.err
+
+
+def test_preprocess_without_pictures_is_refused(run: Run, reader: Path) -> None:
+    ran = run(reader, "--target-flops", "0.5", "--preprocess", "scale=1", "--samples", "40")
+    assert (ran.code, ran.out) == (2, "")
+    assert "takes no pictures" in ran.err

@@ -17,7 +17,7 @@ from graphprune.model import Array, Model
 from graphprune.runtime import input_dtype
 from graphprune.shapes import Shapes
 from graphprune.sizes import declared
-from graphprune.wording import shape_text
+from graphprune.wording import counted, shape_text
 
 LAYOUTS = ("auto", "nchw", "nhwc")
 ORDERS = ("rgb", "bgr")
@@ -149,7 +149,9 @@ def picture_input(model: Model, shapes: Shapes, preprocess: Preprocess) -> Pictu
     dims, dtype = declared(value), input_dtype(value)
     if dims is None or len(dims) != 4 or not _holds_pixels(dtype):
         raise UsageError(
-            f"the model takes no pictures: {dtype} {dims}", where, "Give an .npz file (--calib)."
+            f"the model takes no pictures: {dtype} {shape_text(dims)}",
+            where,
+            "Give an .npz file (--calib), without --preprocess.",
         )
     sizes = shapes.inputs[value.name]
     known = _as_picture(value, shapes, LEAST_SIDE)
@@ -175,14 +177,21 @@ def picture_input(model: Model, shapes: Shapes, preprocess: Preprocess) -> Pictu
             where,
             "Leave size out.",
         )
+    to = PictureInput(value.name, layout, channels, *size, dtype)
+    check_channels(preprocess, to)
+    return to
+
+
+def check_channels(preprocess: Preprocess, to: PictureInput) -> None:
+    """Raise ``UsageError`` where mean or std are neither one nor one for each channel."""
     for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
-        if len(values) not in (1, channels):
+        if len(values) not in (1, to.channels):
             raise UsageError(
-                f"--preprocess {name}: {len(values)} values for {channels} channels",
-                where,
+                f"--preprocess {name}: {counted(len(values), 'value')} for "
+                f"{counted(to.channels, 'channel')}",
+                f"input {to.name!r}",
                 "Give one for all channels, or one for each.",
             )
-    return PictureInput(value.name, layout, channels, *size, dtype)
 
 
 def completed(preprocess: Preprocess, to: PictureInput) -> Preprocess:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -12,7 +12,14 @@ import onnx
 from numpy.typing import NDArray
 
 from graphprune.calibrate.pictures import KINDS
-from graphprune.calibrate.preprocess import PictureInput, Preprocess, completed, picture_inputs
+from graphprune.calibrate.preprocess import (
+    PictureInput,
+    Preprocess,
+    check_channels,
+    completed,
+    picture_input,
+    picture_inputs,
+)
 from graphprune.calibrate.ranges import infer_range
 from graphprune.calibrate.samples import Samples, batched_inputs
 from graphprune.errors import ModelError, UsageError
@@ -46,7 +53,8 @@ def synthesise(
     Other floats are half Gaussian noise, half 1/f along the last axis; numbers that index a table
     uniform ids, or 0 where it has two rows (types); other integers what they are compared with,
     else one, as booleans (masks).
-    Raises ``UsageError`` for an unknown kind or an input that nothing can be made up for.
+    Raises ``UsageError`` for an unknown kind, a ``preprocess`` that does not fit, or an input that
+    nothing can be made up for.
     """
     if kind not in KINDS:
         raise UsageError(
@@ -54,6 +62,8 @@ def synthesise(
         )
     sized = opened_sizes(model, shapes)
     pictures = picture_inputs(model, sized)
+    if preprocess is not None:
+        pictures = _described(preprocess, model, sized, pictures)
 
     def drawn(option: Preprocess, rows: int) -> Samples:
         ranges = {p.name: (p, completed(option, p)) for p in pictures}
@@ -62,6 +72,22 @@ def synthesise(
     if preprocess is None and pictures:
         preprocess = infer_range(model, sized, pictures[0], drawn)
     return drawn(preprocess or Preprocess(), count)
+
+
+def _described(
+    preprocess: Preprocess, model: Model, sized: Shapes, pictures: Sequence[PictureInput]
+) -> list[PictureInput]:
+    """The model's pictures as the user describes them; raises ``UsageError`` where that cannot
+    be."""
+    if len(model.inputs) == 1:
+        return [picture_input(model, sized, preprocess)]
+    if not pictures:
+        raise UsageError(
+            "--preprocess describes pictures, and the model takes none", hint="Leave it out."
+        )
+    for to in pictures:
+        check_channels(preprocess, to)
+    return list(pictures)
 
 
 def opened_sizes(model: Model, shapes: Shapes) -> Shapes:
