@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from graphprune.budget import OPTION, SLACK, Decision
 from graphprune.clock import Clock
-from graphprune.cost import count_params
 from graphprune.coupling import Mask
 from graphprune.errors import TargetError
 from graphprune.model import Model
@@ -17,6 +17,7 @@ from graphprune.pipeline import Change, Pass, PassResult, Pipeline
 from graphprune.plan import Plan
 from graphprune.planning import Judged, Margins, decide, settled, written
 from graphprune.prepared import Prepared
+from graphprune.recount import recounted
 from graphprune.repair.damage import Repaired
 from graphprune.repair.refine import Refined
 from graphprune.study import Study, refined, repaired
@@ -38,6 +39,11 @@ class Made:
     proof: Proof | None
     studied: Study  # of the model that was cut
     tuned: Refined | None = None  # as a whole, after the repair
+
+    @cached_property
+    def counts(self) -> dict[str, float]:
+        """What the result has of each kind of cost that is known from it alone."""
+        return recounted(self.model, self.studied.prepared)
 
 
 def make(
@@ -77,7 +83,7 @@ def _held(studied: Study, made: Made, options: Options) -> Made:
     """The result, unless no plan that was carried out held its budget."""
     if not _missed(studied, made, options, nearer=False) or made.decision.missed:
         return made
-    own, whole = _sizes(made), studied.prepared.whole
+    own, whole = made.counts, studied.prepared.whole
     said = ", ".join(
         f"{OPTION[kind]} {share:g} (the result has {own[kind] / max(whole[kind], 1):.4g})"
         for kind, share in options.budgets().items()
@@ -92,23 +98,19 @@ def _held(studied: Study, made: Made, options: Options) -> Made:
     return replace(made, decision=noted)
 
 
-def _sizes(made: Made) -> dict[str, float]:
-    return {"bytes": made.model.stored_bytes, "params": count_params(made.model)}
-
-
 def _missed(studied: Study, made: Made, options: Options, nearer: bool) -> dict[str, float]:
     """What the result has beyond the cost model's count, where it misses a budget by that: has too
     much, or much less than it may, if it is to come ``nearer``."""
     asked = options.budgets()
     cost = made.studied.prepared.analysis.cost
     predicted = made.decision.costs or cost.of(made.decision.removed)
-    own, whole = _sizes(made), studied.prepared.whole
+    own, whole = made.counts, studied.prepared.whole
     for kind in own.keys() & asked.keys():
         share = own[kind] / max(whole[kind], 1)
         least = asked[kind] - SLACK if nearer else 0.0
         if asked[kind] < 1 and not least <= share <= asked[kind]:
-            spare = {"bytes": MARGIN, "params": 0}
-            return {kind: own[kind] - predicted.of(kind) + spare[kind] for kind in own}
+            spare = {"bytes": MARGIN}
+            return {kind: own[kind] - predicted.of(kind) + spare.get(kind, 0) for kind in own}
     return {}
 
 

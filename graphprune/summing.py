@@ -10,7 +10,7 @@ from graphprune.batch_norm import batch_norms
 from graphprune.carry_out import Made
 from graphprune.clock import Clock
 from graphprune.compared import compared
-from graphprune.cost import count_params, whole
+from graphprune.cost import whole
 from graphprune.errors import AccuracyGateError, LatencyGateError
 from graphprune.interface import reshaped
 from graphprune.model import Model, label
@@ -251,10 +251,10 @@ def _summaries(prepared: Prepared, made: Made, verdict: Verdict) -> tuple[Summar
         ),
         Summary(
             whole(after.macs),
-            whole(count_params(made.model)),
+            whole(made.counts["params"]),
             made.model.stored_bytes,
             latency[1],
             accuracy[1],
-            whole(after.memory),
+            whole(made.counts.get("memory", after.memory)),
         ),
     )

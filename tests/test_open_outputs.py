@@ -13,8 +13,11 @@ from graphs import Builder
 from refusals import USAGE, Run, refused, store
 
 from graphprune import api, carry_out
+from graphprune.analysis import Scope
 from graphprune.distortion import agreement, distortion, divergence, relative_error, row_errors
 from graphprune.errors import TargetError, UsageError
+from graphprune.prepared import analyse
+from graphprune.storage import load
 
 QUICK: dict[str, Any] = {"samples": 16, "cache": False, "round_to": 1}
 
@@ -119,3 +122,21 @@ def test_a_result_that_holds_more_than_was_counted_is_never_silent(
     result = api.prune(path, allow_miss=True, **asked)
     assert result.after.bytes > 0.33 * result.before.bytes
     assert any("budget missed: --target-size" in note for note in result.notes)
+
+
+# --- what a repair adds is in the counts
+
+
+def test_a_bias_at_an_output_counts_in_memory(tmp_path: Path) -> None:
+    """ONNX Runtime adds nothing into an output in place."""
+    b = Builder(3)
+    hidden = b.add("Relu", b.add("MatMul", "x", b.weight(16, 32)))
+    y = b.add("MatMul", hidden, b.weight(32, 200))
+    path = store(b.model({"x": [4, 6, 16]}, {y: [4, 6, 200]}), tmp_path / "model.onnx")
+    out = tmp_path / "out.onnx"
+    result = api.prune(path, 0.5, output=out, **QUICK)
+    assert any(node.op_type == "Add" for node in result.model.graph.node)
+    again = analyse(load(out), 0, Scope(lossless=False)).analysis
+    assert result.after.memory == again.cost.of(again.nothing_removed).memory
+    with pytest.raises(TargetError, match="--target-memory"):
+        api.prune(path, 0.5, peak_memory=0.99, **QUICK)
