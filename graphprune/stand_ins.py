@@ -58,25 +58,28 @@ def product(shares: str, weight: str, result: str) -> onnx.NodeProto:
 
 def weighed_experts(analysis: Analysis) -> Iterator[Weighed]:
     """One for each choice among experts of which all are computed, weighed and summed up."""
-    below = None
+    below, inside, stacked = None, regions(analysis.model.nodes), _stacked(analysis)
     for choice in analysis.relations.choices:
-        if regions(analysis.model.nodes)[choice.node]:
+        if inside[choice.node]:
             continue
-        readers = _readers(analysis, choice)
+        experts = _of_experts(analysis, choice, stacked)
+        readers = _readers(analysis, choice, experts)
         if readers is None:
             continue
         shares, places = readers
         below = _post_dominators(analysis.model) if below is None else below
         total = _total(analysis, below, shares, places)
-        if total is not None and _is_small(analysis, choice, total):
+        if total is not None and _is_small(analysis, experts, choice, total):
             yield Weighed(shares, places, total)
 
 
-def _readers(analysis: Analysis, choice: Choice) -> tuple[str, tuple[int, ...]] | None:
+def _readers(
+    analysis: Analysis, choice: Choice, experts: set[int]
+) -> tuple[str, tuple[int, ...]] | None:
     """The shares that a choice among experts ends in, and the nodes through which experts are
     weighed by them; ``None`` where that is more than one tensor, or none with all experts."""
     model, kinds = analysis.model, analysis.coupling.labels[choice.slots]
-    chosen, made = _after(model, {choice.node}), _after(model, _of_experts(analysis, choice))
+    chosen, made = _after(model, {choice.node}), _after(model, experts)
     found: dict[str, set[int]] = {}
     for index in sorted(made):
         for read in model.nodes[index].input:
@@ -93,7 +96,8 @@ def _readers(analysis: Analysis, choice: Choice) -> tuple[str, tuple[int, ...]] 
     if len(found) != 1:
         return None
     shares, readers = next(iter(found.items()))
-    axes = analysis.relations.slots.tensors[shares].axes
+    known = analysis.relations.slots.tensors.get(shares)
+    axes = () if known is None else known.axes
     floats = analysis.shapes.dtype.get(shares) in FLOAT_TYPES
     if len(axes) < 2 or not floats or not _same(analysis, axes[-1].slots, kinds):
         return None
@@ -104,28 +108,32 @@ def _same(analysis: Analysis, slots: SlotArray, kinds: NDArray[np.int32]) -> boo
     return np.array_equal(analysis.coupling.labels[slots], kinds)
 
 
-def _of_experts(analysis: Analysis, choice: Choice) -> set[int]:
+def _stacked(analysis: Analysis) -> dict[bytes, set[int]]:
+    """Components along which weights are stacked → the nodes that read such a weight."""
+    labels, tensors = analysis.coupling.labels, analysis.relations.slots.tensors
+    axes = [slots for slots in analysis.relations.experts if len(slots)]
+    first = {int(slots[0]): labels[slots].tobytes() for slots in axes}
+    found: dict[bytes, set[int]] = {}
+    for name in analysis.model.constant_names & tensors.keys():
+        for axis in tensors[name]:
+            if len(axis) and int(axis.slots[0]) in first:
+                readers = {i for i, _ in analysis.model.consumers.get(name, ())}
+                found.setdefault(first[int(axis.slots[0])], set()).update(readers)
+    return found
+
+
+def _of_experts(analysis: Analysis, choice: Choice, stacked: Mapping[bytes, set[int]]) -> set[int]:
     """Nodes that read weights stacked by expert, or that serve one expert alone."""
-    model, kinds = analysis.model, analysis.coupling.labels[choice.slots]
-    stacked = {
-        int(slots[0]) for slots in analysis.relations.experts if _same(analysis, slots, kinds)
-    }
-    tensors = analysis.relations.slots.tensors
-    found = {
-        i
-        for name in model.constant_names & tensors.keys()
-        if any(len(axis) and int(axis.slots[0]) in stacked for axis in tensors[name])
-        for i, _ in model.consumers.get(name, ())
-    }
+    found = stacked.get(analysis.coupling.labels[choice.slots].tobytes(), set())
     mine = {*choice.slots.tolist()}
     apart = (branch for branch in analysis.relations.apart if int(branch.slots[0]) in mine)
     return found.union(*(branch.nodes for branch in apart))
 
 
-def _is_small(analysis: Analysis, choice: Choice, total: str) -> bool:
+def _is_small(analysis: Analysis, experts: set[int], choice: Choice, total: str) -> bool:
     """Whether all means together have few parameters beside the experts."""
     model = analysis.model
-    read = {name for i in _of_experts(analysis, choice) for name in model.nodes[i].input}
+    read = {name for i in experts for name in model.nodes[i].input}
     weights = sum(prod(model.initializers[n].dims) for n in read & model.initializers.keys())
     width = (analysis.shapes.shape[total] or (0,))[-1]
     return bool(len(choice.slots) * width <= WORTH * weights)

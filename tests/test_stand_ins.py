@@ -177,6 +177,7 @@ def test_tokens_in_batches(layers: int) -> None:
     made = api.prune(model, params=0.6, **OPTIONS)
     assert made.verdict.passed
     assert 0 < beside(made.model) <= layers
+    assert len(analysed(lambda: model).relations.weighed) == layers
     feeds = {"x": np.random.default_rng(5).standard_normal((6, 4, WIDTH)).astype(np.float32)}
     with patch.object(Options, "keeps_means", PropertyMock(return_value=False)):
         usual = api.prune(model, params=0.6, **OPTIONS)
