@@ -17,18 +17,25 @@ from graphprune.errors import UsageError
 from graphprune.gradient import gradients
 from graphprune.model import Model
 from graphprune.options import Options
-from graphprune.repair.refine import Lesson, refine, rows_within
+from graphprune.repair.reconstruct import with_biases
+from graphprune.repair.refine import Lesson, folded, refine, rows_within
 from graphprune.repair.tuned import tunable
 from graphprune.runtime import run_session, session
 from graphprune.shapes import infer
 from graphprune.storage import load
 
 HEAD = '<ir_version: 8, opset_import: ["": {opset}]> g (float[8,3,6,6] x) => ({y}) {{ {body} }}'
+BRANCHING = (
+    "a = Conv<pads=[1,1,1,1]>(x, w, b) r = Relu(a) d = Conv<pads=[1,1,1,1], group=2>(r, k) "
+    "s = Add(r, d) g = GlobalAveragePool(s) f = Flatten(g) m = MatMul(f, v) n = Add(m, c) "
+    "p = MatMul(f, o) q = Add(n, p) y = Gemm<transB=1>(q, u)"
+)
 CLASSIFIER = (
     "a = Conv<pads=[1,1,1,1]>(x, w, b) r = Relu(a) g = GlobalAveragePool(r) f = Flatten(g) "
     "m = MatMul(f, v) n = Add(m, c) y = Gemm<transB=1>(n, u)"
 )
 WEIGHTS = {"w": (6, 3, 3, 3), "b": (6,), "v": (6, 5), "c": (5,), "u": (4, 5), "e": (6, 6)}
+WEIGHTS |= {"k": (6, 3, 3, 3), "o": (6, 5)}  # behind the others, which keep what they are
 
 
 def built(body: str = CLASSIFIER, y: str = "float[8,4] y", opset: int = 17, seed: int = 0) -> Model:
@@ -88,6 +95,19 @@ def test_neutral_scales_and_shifts_change_nothing() -> None:
     np.testing.assert_array_equal(
         run_session(session(made.model), {"x": x, **values})[0], outputs(model)
     )
+
+
+def test_what_is_tuned_is_folded_into_the_weights() -> None:
+    """Inputs with other readers have a gain of their own for each."""
+    model = with_biases(built(BRANCHING))
+    made = tunable(model, {"x": (8, 3, 6, 6)})
+    gains = [site.gain.shape if site.gain else None for site in made.sites]
+    assert gains == [None, (6, 1, 1), (6,), (6,), None]
+    x = draw(8, 3, 6, 6, seed=99)
+    values = [1 + 0.3 * draw(*dial.shape, seed=i) for i, dial in enumerate(made.dials)]
+    feeds = {"x": x, **dict(zip(made.inputs, values, strict=True))}
+    tuned = run_session(session(made.model), feeds)[0]
+    np.testing.assert_allclose(outputs(folded(model, made, values)), tuned, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 """Repair of a model as a whole, after least squares operator by operator.
 
-Scales and shifts of the linear operators' outputs are moved by gradient until the pruned model's
-outputs agree with the original's on the calibration inputs: the original teaches what is left of it
-(Hinton et al., arXiv 1503.02531), without labels, and so few numbers move that a few hundred inputs
-can decide them. They are folded into weights and biases, so no operator is added.
+Scales and shifts of the linear operators' outputs, and gains of inputs that have other readers, are
+moved by gradient until the pruned model's outputs agree with the original's on the calibration
+inputs: the original teaches what is left of it (Hinton et al., arXiv 1503.02531), without labels,
+and so few numbers move that a few hundred inputs can decide them. They are folded into weights and
+biases, so no operator is added.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from graphprune.repair.tuned import Tunable, compared, loss, spreads, target, tu
 from graphprune.runtime import Feeds, run_session, session
 from graphprune.shapes import infer
 
-RATE = 0.003  # of a channel's scale, and of its shift in units of its spread
+RATE = 0.003  # of a channel's scale or gain, and of its shift in units of its spread
 ROWS, FEWEST = 48, 8  # of inputs for a step; many steps on fewer rows do more than few on many
 WORK = 1e13  # MACs of all steps, above which they take fewer rows
 THERE_AND_BACK = 3  # times the MACs of a run
@@ -94,7 +95,7 @@ def refine(
     if not after < before:
         why = f"after {steps} steps the error of the outputs was {after:.3g}, before {before:.3g}"
         return model, Refined(why=why)
-    return _folded(descent.model, descent.made, values), Refined(steps, before, after)
+    return folded(descent.model, descent.made, values), Refined(steps, before, after)
 
 
 @dataclass(frozen=True)
@@ -267,13 +268,18 @@ def _moved(values: Sequence[Array], move: Array) -> list[Array]:
     ]
 
 
-def _folded(model: Model, made: Tunable, values: Sequence[Array]) -> Model:
-    """Scales and shifts multiplied into weights and added to biases."""
+def folded(model: Model, made: Tunable, values: Sequence[Array]) -> Model:
+    """Scales, shifts and gains multiplied into weights and added to biases."""
+    found = {name: v.astype(np.float64) for name, v in zip(made.inputs, values, strict=True)}
     changed = []
-    for site, scale, shift in zip(made.sites, values[::2], values[1::2], strict=True):
-        matrix = site.linear.matrix(model)
-        factor = scale.astype(np.float64).reshape(matrix.shape[:2])
-        offset = site.linear.offset(model, matrix.shape[0] * matrix.shape[1]) * factor
-        offset += shift.astype(np.float64).reshape(matrix.shape[:2])
-        changed.append((site.linear, matrix * factor[..., None], offset))
+    for site in made.sites:
+        linear, matrix = site.linear, site.linear.matrix(model)
+        groups, rows = matrix.shape[:2]
+        scale, shift = (found[dial.name].reshape(groups, rows) for dial in (site.scale, site.shift))
+        offset = linear.offset(model, groups * rows) * scale + shift
+        matrix = matrix * scale[..., None]
+        if site.gain is not None:  # a channel is as many columns as the kernel has taps
+            gain = found[site.gain.name].reshape(groups, 1, -1)
+            matrix = matrix * np.repeat(gain, linear.taps, axis=2)
+        changed.append((linear, matrix, offset))
     return rewritten(model, changed)
