@@ -172,7 +172,7 @@ def _studied(
         # each reader has its own
         prepared = clock("analyse", lambda _: opened(plain)[0])
     if options.eval_data is not None:
-        check_eval(options.eval_data, original, prepared.analysis.shapes)
+        notes = (*notes, *check_eval(options.eval_data, original, prepared.analysis.shapes))
     if made is not None:
         check_model(made, prepared.analysis)
     needed = options.needs_inputs(prepared.registry)

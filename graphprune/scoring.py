@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from graphprune.calibrate.numbers import as_numbers
+from graphprune.calibrate.numbers import as_numbers, rounded, taken_whole
 from graphprune.calibrate.trial import refused, tried
 from graphprune.errors import ModelError, UsageError
 from graphprune.interface import fitted
@@ -20,6 +20,7 @@ from graphprune.model import Array, Model
 from graphprune.runtime import Feeds, input_dtype, run_session, session
 from graphprune.shapes import Shapes
 from graphprune.sizes import check_samples, declared
+from graphprune.wording import lengths_text
 
 DAMAGED = (zipfile.BadZipFile, zlib.error)
 Scorer = Callable[[Model, int, str], float]  # model, threads, provider → more is better
@@ -59,13 +60,22 @@ def _as_input(array: Array, value: onnx.ValueInfoProto, path: Path) -> Array:
     return numbers
 
 
-def check_eval(given: str | Path, original: Model, shapes: Shapes) -> None:
-    """Raise what is wrong with ``--eval`` now, not after minutes."""
+def check_eval(given: str | Path, original: Model, shapes: Shapes) -> tuple[str, ...]:
+    """What to say of ``--eval``; raises what is wrong with it now, not after minutes."""
     scorer_of(given, original)
+    notes: tuple[str, ...] = ()
     if Path(given).is_file():
+        with np.load(given, allow_pickle=False) as archive:
+            stored = {value.name: (archive[value.name], value) for value in original.inputs}
+        notes = tuple(
+            taken_whole(name, Path(given))
+            for name, (array, value) in stored.items()
+            if rounded(array, input_dtype(value))
+        )
         labelled = read_labelled(Path(given), original)
         runner = session(original, optimise=False)
         tried(runner, original, shapes, [*chunks(original, labelled)], f"--eval {given}")
+    return notes
 
 
 def scorer_of(given: str | Path, original: Model) -> Scorer:
@@ -136,8 +146,9 @@ def read_labelled(path: Path, model: Model) -> dict[str, Array]:
         )
     lengths = {name: len(array) for name, array in data.items() if array.ndim}
     if len(set(lengths.values())) != 1 or not data["labels"].size:
+        said = lengths_text(lengths)
         hint = "Each array has an entry for each sample, and there is one at least."
-        raise UsageError(f"arrays of different lengths: {lengths}", str(path), hint)
+        raise UsageError(f"arrays of different lengths: {said}", str(path), hint)
     return data
 
 

@@ -26,7 +26,7 @@ from graphprune.model import (
     without,
 )
 from graphprune.sound import check_nodes, check_tensor, densify
-from graphprune.wording import counted
+from graphprune.wording import counted, listed
 
 WHOLE_BYTES = {kind for kind, bits in ELEMENT_BITS.items() if bits % 8 == 0}
 SMALLEST_OUTSIDE = 1024  # bytes: smaller weights stay in the graph's file
@@ -374,9 +374,10 @@ def _check_names(proto: onnx.ModelProto) -> None:
             f"the model declares no usable IR version: {proto.ir_version}",
             hint="Export it again, or set `model.ir_version` as onnx.helper.make_model does.",
         )
+    stated_versions = [f"{domain or 'ai.onnx'} {number}" for domain, number in versions.items()]
     if min(versions.values(), default=0) < 1 or max(versions.values()) > LARGEST_VERSION:
         raise ModelError(
-            f"the model declares no usable opset: {versions or 'none'}",
+            f"the model declares no usable opset: {listed(stated_versions, 'none')}",
             hint="Export it again; every operator's domain needs an opset version from 1 on.",
         )
     stored: set[str] = set()

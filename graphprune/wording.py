@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 def counted(number: int, one: str, many: str = "") -> str:
@@ -20,3 +20,8 @@ def shape_text(dims: Sequence[int | None] | None) -> str:
     if dims is None:
         return "?"
     return f"[{', '.join('N' if size is None else str(size) for size in dims)}]"
+
+
+def lengths_text(lengths: Mapping[str, int]) -> str:
+    """``ids 4, mask 3``."""
+    return listed(f"{name} {length}" for name, length in lengths.items())

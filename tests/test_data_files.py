@@ -79,6 +79,9 @@ def test_whole_floats_are_taken_with_a_note(run: Run, reader: Path, tmp_path: Pa
     ran = run(reader, "--target-flops", "0.5", "--calib", path, "--no-measure")
     assert ran.code == 0
     assert "'ids' of data.npz stores floats" in " ".join(ran.out.split())
+    fast = run(reader, "--target-flops", "0.5", "--fast", "--eval", path, "--no-measure")
+    assert fast.code == 0
+    assert "'ids' of data.npz stores floats" in " ".join(fast.out.split())
 
 
 @pytest.mark.parametrize(("rows", "said"), [(np.zeros((SAMPLES, 1), int), True), (0, False)])

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from graphprune.wording import counted, listed, shape_text
+from graphprune.wording import counted, lengths_text, listed, shape_text
 
 CHOICE = re.compile(r"\w\(e?s\)[ :;,.]")
 ROOT = Path(__file__).parents[1]
@@ -21,6 +21,7 @@ def test_counted() -> None:
 
 def test_listed_and_shapes() -> None:
     assert (listed(["a", "b"]), listed([])) == ("a, b", "nothing")
+    assert lengths_text({"ids": 4, "mask": 3}) == "ids 4, mask 3"
     assert shape_text([None, 3]) == "[N, 3]"
     assert (shape_text([]), shape_text(None)) == ("[]", "?")
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib import format as npy
 from PIL import Image
 
-from graphprune.calibrate.numbers import as_numbers, rounded
+from graphprune.calibrate.numbers import as_numbers, rounded, taken_whole
 from graphprune.calibrate.preprocess import Preprocess, completed, picture_input
 from graphprune.calibrate.samples import Samples, batched_inputs
 from graphprune.errors import UsageError
@@ -25,7 +25,7 @@ from graphprune.model import Array, Model
 from graphprune.runtime import input_dtype
 from graphprune.shapes import Shapes
 from graphprune.sizes import check_samples, declared
-from graphprune.wording import shape_text
+from graphprune.wording import lengths_text, shape_text
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
 UNREADABLE = (
@@ -59,7 +59,7 @@ def from_npz(path: str | Path, model: Model, count: int | None = None) -> Sample
     lengths = {name: len(arrays[name]) for name in arrays if name in batched}
     if len(set(lengths.values())) > 1:
         raise UsageError(
-            f"arrays of different lengths: {lengths}",
+            f"arrays of different lengths: {lengths_text(lengths)}",
             str(path),
             "Give one row for each sample in all.",
         )
@@ -82,9 +82,7 @@ def from_npz(path: str | Path, model: Model, count: int | None = None) -> Sample
     for start in range(0, max(total, 1), ROWS):  # what is wrong with any of them is said now
         read(start, min(start + ROWS, total))
     notes = tuple(
-        f"array {name!r} of {path.name} stores floats: taken as the whole numbers that they are"
-        for name, array in arrays.items()
-        if rounded(array, dtypes[name])
+        taken_whole(name, path) for name, array in arrays.items() if rounded(array, dtypes[name])
     )
 
     digest = hashlib.sha256(f"npz {total}".encode())

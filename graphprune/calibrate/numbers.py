@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,11 @@ from graphprune.model import Array
 def rounded(array: Array, dtype: np.dtype[Any]) -> bool:
     """Whether whole numbers are asked for and the array stores floats."""
     return dtype.kind in "iu" and array.dtype.kind == "f"
+
+
+def taken_whole(name: str, path: Path) -> str:
+    """A note on such an array."""
+    return f"array {name!r} of {path.name} stores floats: taken as the whole numbers that they are"
 
 
 def as_numbers(array: Array, dtype: np.dtype[Any], where: str) -> Array:

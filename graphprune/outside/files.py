@@ -144,7 +144,7 @@ def _fitted(array: Array, shape: tuple[int, ...], where: str) -> Array | int:
     axes = [axis for axis, size in enumerate(shape) if array.shape == (size,)]
     if len(axes) == 1:
         return axes[0]
-    many = f": axes {axes} are both of that length" if axes else ""
+    many = f": axes {' and '.join(map(str, axes))} are of that length" if axes else ""
     raise UsageError(
         f"shape {list(array.shape)} does not fit the parameter's {list(shape)}{many}",
         where,
