@@ -87,7 +87,9 @@ class Linear:
 
     def matrix(self, model: Model) -> Matrix:
         """W: [groups, out, in], in float64, with Gemm's alpha multiplied in."""
-        weight = model.array(self.weight).astype(np.float64)
+        return self._unfolded(model.array(self.weight).astype(np.float64))
+
+    def _unfolded(self, weight: Matrix) -> Matrix:
         if self.kind == "Conv":
             return weight.reshape(self.groups, len(weight) // self.groups, -1)
         if self.kind == "ConvTranspose":
@@ -365,6 +367,23 @@ def stored(
     shape = was.shape if was.size == bias.size else bias.shape
     kept = bias.reshape(shape).astype(was.dtype)
     return tensors | _in_place_of(model, linear.bias, kept, growth)
+
+
+def as_stored(model: Model, linear: Linear, tensors: Weights) -> Matrix | None:
+    """The matrix that ``tensors``, as ``stored`` gives them, hold; ``None`` where they round
+    nothing."""
+    source = source_of(model, linear.weight)
+    if source is None or source[0] not in tensors:
+        return None
+    name, how = source
+    value, scale = (
+        external.array(tensors[n]) if n in tensors else model.array(n)
+        for n in (name, how.scale or "")
+    )
+    value = value.astype(np.float64)
+    if how.zero_point is not None:
+        value = value - how.spread(model.array(how.zero_point).astype(np.float64), value.ndim)
+    return linear._unfolded(value * how.spread(scale.astype(np.float64), value.ndim))
 
 
 def copy_names(model: Model, name: str, mark: str = COPY_MARK) -> Iterator[str]:

@@ -168,3 +168,16 @@ def test_what_rounding_undoes_is_not_kept(tmp_path: Path, monkeypatch: pytest.Mo
     result, report = integers.refined_integers(damage.pruned, lesson, 2, lambda share: None)
     assert result is damage.pruned
     assert "with rounding" in str(report)
+
+
+@pytest.mark.parametrize("form", ["QGemm", "MatMulIntegerToFloat"])
+def test_biases_make_up_for_rounded_weights(form: str) -> None:
+    """Mean outputs are the original's, for the weights as they are stored."""
+    damage = half_gone(FORMS[form]())
+    result, _ = mended(REPAIR["obs"], damage)
+    runners = session(damage.original, 1), session(result, 1)
+    wanted, found = (
+        np.concatenate([run_session(runner, feed)[0] for feed in damage.feeds])
+        for runner in runners
+    )
+    assert np.abs((found - wanted).mean(axis=0)).max() < 2e-3 * wanted.std()

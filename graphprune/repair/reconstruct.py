@@ -13,11 +13,12 @@ import numpy as np
 from graphprune.bypass import only_reader, past_blocks, stands_for_sum
 from graphprune.frontier import Frontier
 from graphprune.interface import reshaped
-from graphprune.least_squares import Ridged, best_ridge, error
+from graphprune.least_squares import Ridged, best_ridge, error, offset
 from graphprune.linear import (
     RECURRENT,
     Linear,
     Matrix,
+    as_stored,
     repairable,
     rewritten,
     shared,
@@ -225,6 +226,10 @@ def _repaired(
         relaxed = sums_of(damage, site, before, after, (matrix, bias))
         both = replace(centred(relaxed[0].merged(relaxed[1])), xx=everything.xx)
         matrix, bias = inputs.solved(both, weights)
+        everything = both
+    rounded = as_stored(work, linear, stored(work, (linear, matrix, bias)))
+    if rounded is not None:  # what rounding adds to the mean, the bias takes away
+        bias = offset(everything, rounded)
     return Solved(matrix, (bias,), Repaired(name, f"ridge {ridge:g}", *errors))
 
 
