@@ -207,7 +207,11 @@ class _Walk:
             return False
         if zero not in {"", *self.model.initializers} or f"{weight.name}{REAL}" in self.same:
             return False
+        if len(weight.dims) < 2:
+            return False
         axis = second.axis % len(weight.dims)
+        if zero and self.model.array(zero).size not in (1, weight.dims[axis]):
+            return False
         lead = (1,) * (len(weight.dims) - 2) if reading.operator == "Conv" else ()
         found = Scaling(self.model, maker.output[1], (weight.dims[axis], *lead)).behind(index)
         if found is None:

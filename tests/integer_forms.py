@@ -166,3 +166,25 @@ FORMS = {
     "DynamicQuantizeLSTM": lstm,
     "DynamicQuantizeLSTM without a bias": lambda: lstm(bias=False),
 }
+
+
+def read_twice() -> onnx.ModelProto:
+    """MatMulInteger whose integers are read by two: no one scale says what they stand for."""
+    b = Quantising(11)
+    h = b.add("Relu", b.add("MatMul", "x", b.weight(6, 24)))
+    w, ws, wz = b.quantised(24, 6)
+    q, scale, zero = b.rounded(h)
+    z = b.add("Cast", b.add("MatMulInteger", q, w, zero, wz), to=1)
+    x = b.add("Mul", b.add("Mul", z, scale), ws)
+    return b.model({"x": [4, 6]}, {x: [4, 6], b.add("Sign", z): [4, 6]})
+
+
+def vector() -> onnx.ModelProto:
+    """MatMulInteger with a vector, whose product has no axis of outputs."""
+    b = Quantising(12)
+    h = b.add("Relu", b.add("MatMul", "x", b.weight(6, 24)))
+    q, scale, zero = b.rounded(h)
+    w, ws = b.constant(np.arange(-12, 12, dtype=np.int8)), b.constant(np.float32(0.02))
+    z = b.add("Cast", b.add("MatMulInteger", q, w, zero), to=1)
+    y = b.add("Mul", z, b.add("Mul", scale, ws))
+    return b.model({"x": [4, 6]}, {y: [4]})

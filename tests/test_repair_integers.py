@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from integer_forms import FORMS
+from integer_forms import FORMS, read_twice, vector
 from quantised_forms import NETWORKS, WAYS, quantised
 from repair_forms import content, damaged, error, samples
 
@@ -181,3 +182,13 @@ def test_biases_make_up_for_rounded_weights(form: str) -> None:
         for runner in runners
     )
     assert np.abs((found - wanted).mean(axis=0)).max() < 2e-3 * wanted.std()
+
+
+@pytest.mark.parametrize("make", [read_twice, vector])
+def test_what_cannot_be_said_in_floats_is_named(make: Callable[[], onnx.ModelProto]) -> None:
+    """It stays as it was cut, and a note says so."""
+    source = make()
+    assert not spelled(load(source)).replaced
+    result = prune(source, flops=0.6, round_to=1, samples=16, measure=False, cache=False)
+    assert result.verdict.passed
+    assert "1 operator with quantised weights is not repaired" in result.notes
