@@ -241,7 +241,8 @@ def _split(studied: Study) -> tuple[Study, Sequence[Feeds]]:
         raise UsageError(
             "too few calibration inputs to hold some out",
             studied.inputs.source,
-            "Plans are compared on inputs that none was made with: give more with --calib.",
+            "Plans are compared on inputs that none was made with: give more with --samples, or "
+            "in --calib.",
         )
     return replace(studied, inputs=replace(studied.inputs, feeds=fit)), held
 

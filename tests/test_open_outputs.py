@@ -140,3 +140,9 @@ def test_a_bias_at_an_output_counts_in_memory(tmp_path: Path) -> None:
     assert result.after.memory == again.cost.of(again.nothing_removed).memory
     with pytest.raises(TargetError, match="--target-memory"):
         api.prune(path, 0.5, peak_memory=0.99, **QUICK)
+
+
+def test_too_few_made_up_inputs_to_compare_plans_on(run: Run, small: Path) -> None:
+    """Eight made-up inputs may be one chunk: more are asked for by the option that makes them."""
+    extra = ("--target-flops", "0.5", "--search", "2", "--samples", "1", "--no-cache")
+    refused(run, small, USAGE, "too few calibration inputs", "--samples", extra=extra)
