@@ -11,7 +11,7 @@ from graphprune.carry_out import Made
 from graphprune.clock import Clock
 from graphprune.compared import compared
 from graphprune.cost import whole
-from graphprune.errors import AccuracyGateError, LatencyGateError
+from graphprune.errors import AccuracyGateError, LatencyGateError, ModelError
 from graphprune.interface import reshaped
 from graphprune.model import Model, label
 from graphprune.options import Options
@@ -21,7 +21,7 @@ from graphprune.prepared import Prepared
 from graphprune.result import Result, Summary
 from graphprune.scoring import scorer_of
 from graphprune.study import Study
-from graphprune.validate import Verdict, measure
+from graphprune.validate import Verdict, measure, openable
 from graphprune.wording import counted, listed
 
 NOTHING_IDLE = "lossless: nothing here is dead, constant or a duplicate; the model is as given"
@@ -41,7 +41,14 @@ def sum_up(
     given = prepared.given or analysis  # layers may be two by now
     verdict = Verdict()
     if options.measure or options.eval_data is not None:
-        verdict = clock("measure", lambda _: _measure(studied, made.model, options))
+        try:
+            verdict = clock("measure", lambda _: _measure(studied, made.model, options))
+        except ModelError:
+            if made.proof is not None:
+                openable(made.model)  # says more of why
+            raise
+    elif made.proof is not None:
+        clock("verify", lambda _: openable(made.model))
     pace: tuple[str, ...] = ()
     if found is not None:
         met = bool(prepared.cleaned) and not made.decision.removed.any()

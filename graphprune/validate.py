@@ -17,6 +17,7 @@ from graphprune.model import Array, Model
 from graphprune.operators import Operator, profiled_sessions
 from graphprune.oracle import Open, compared, law_errors, with_outputs
 from graphprune.runtime import (
+    LARGE,
     Feeds,
     opened,
     random_inputs,
@@ -263,6 +264,18 @@ def other_sizes(shapes: Shapes) -> list[dict[str, Shape]]:
 def tolerance(analysis: Analysis) -> float:
     low = any(analysis.shapes.dtype.get(a.tensor) in (10, 16) for a in analysis.coupling.parameters)
     return LOW_PRECISION_TOLERANCE if low else TOLERANCE
+
+
+def openable(result: Model) -> None:
+    """Raise where ONNX Runtime, which ran the original, refuses the result: the graph may be right,
+    and an optimisation of its own fail on it."""
+    try:
+        session(result, optimise=result.weight_bytes <= LARGE)
+    except ModelError as error:
+        raise VerificationError(
+            f"ONNX Runtime runs the original, but refuses the result: {error.what}",
+            hint="Nothing was written. Another share or other --units leave another graph.",
+        ) from error
 
 
 def measure(

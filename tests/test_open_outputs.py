@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 import pytest
 from graphs import Builder
-from refusals import USAGE, Run, refused, store
+from refusals import HALF, USAGE, Run, refused, store
 
-from graphprune import api, carry_out
+from graphprune import api, carry_out, validate
 from graphprune.analysis import Scope
 from graphprune.distortion import agreement, distortion, divergence, relative_error, row_errors
-from graphprune.errors import TargetError, UsageError
+from graphprune.errors import ModelError, TargetError, UsageError
 from graphprune.prepared import analyse
 from graphprune.storage import load
 
@@ -146,3 +146,18 @@ def test_too_few_made_up_inputs_to_compare_plans_on(run: Run, small: Path) -> No
     """Eight made-up inputs may be one chunk: more are asked for by the option that makes them."""
     extra = ("--target-flops", "0.5", "--search", "2", "--samples", "1", "--no-cache")
     refused(run, small, USAGE, "too few calibration inputs", "--samples", extra=extra)
+
+
+@pytest.mark.parametrize("measure", [(), ("--no-measure",)])
+def test_a_result_that_onnx_runtime_refuses_is_not_written(
+    run: Run, small: Path, monkeypatch: pytest.MonkeyPatch, measure: tuple[str, ...]
+) -> None:
+    """Its optimisations may fail on what is left, though the cut is proved."""
+
+    def refusing(*_: object, **__: object) -> None:
+        raise ModelError("Node (q) [TypeInferenceError]")
+
+    monkeypatch.setattr(validate, "session", refusing)
+    monkeypatch.setattr(validate, "profiled_sessions", refusing)
+    extra = (*HALF, "--fast", *measure)
+    refused(run, small, 5, "refuses the result", "TypeInferenceError", extra=extra)
