@@ -29,6 +29,7 @@ from graphprune.targets import Target
 SLACK = 0.02  # a result further below its budget than this is said to be limited by the grid
 MOST_GIVEN_BACK = 256  # tries; each costs one evaluation of the whole cost model
 MOST_EXCHANGES = 256  # tries to come nearer a budget with another mix of counts
+FOR_NEARNESS = 0.1  # of what a plan gives up, how much more may go to come nearer a budget
 OPTION = {
     "macs": "--target-flops",
     "params": "--target-params",
@@ -128,10 +129,10 @@ def allocate(
         middle = (low + high) // 2
         low, high = (low, middle) if fits(levels_after(middle)) else (middle + 1, high)
     first = levels_after(low) if known is None else levels_of(ladders, known)
+    distortions = (
+        _distortions(ladders, curves, coupling.groups) if curves else _damages(ladders, scores)
+    )
     if curves or "latency" in budgets:
-        distortions = (
-            _distortions(ladders, curves, coupling.groups) if curves else _damages(ladders, scores)
-        )
         # Blocks cost unequally: nothing in between.
         every = range(len(coupling.groups), len(ladders))
 
@@ -149,9 +150,13 @@ def allocate(
         after = analysis.cost.of(mask_of(ladders, levels, coupling))
         return min(budgets[kind] - after.of(kind) / (before.of(kind) or 1.0) for kind in budgets)
 
+    def lost(levels: NDArray[np.int64]) -> float:
+        return float(sum(d[level] for d, level in zip(distortions, levels, strict=True)))
+
     levels = _give_back(first, steps[:low], fits)
     if gap(levels) > SLACK:
-        levels = _closer(levels, ladders, steps, fits, gap)
+        most = math.inf if "latency" in budgets else lost(levels) * (1 + FOR_NEARNESS)
+        levels = _closer(levels, ladders, steps, fits, gap, lambda other: lost(other) <= most)
     removed = mask_of(ladders, levels, coupling)
     needed = coupling.closed(removed & ~analysis.idle(removed))
     return Decision(needed, grid, (*notes, *_grid_notes(budgets, gap(levels), grid)))
@@ -231,7 +236,7 @@ def _grid_notes(budgets: Mapping[str, float], gap: float, target: Target) -> tup
     finer = "" if target.finest else " (finer: --round-to 1)"
     return (
         f"the result is {gap:.3f} below the budget of {' and '.join(budgets)}: on the grid of "
-        f"target {target.name} nothing nearer was found{finer}",
+        f"target {target.name} nothing nearer was found that loses no more{finer}",
     )
 
 
@@ -371,8 +376,10 @@ def _closer(
     steps: list[tuple[int, int]],
     fits: Callable[[NDArray[np.int64]], bool],
     gap: Callable[[NDArray[np.int64]], float],
+    bearable: Callable[[NDArray[np.int64]], bool],
 ) -> NDArray[np.int64]:
-    """Few, coarse groups: take one group further down and give others back instead."""
+    """Few, coarse groups: take one group further down and give others back instead, where what
+    that gives up is ``bearable``: to have less left and to lose less is better than to be near."""
     best, least = levels, gap(levels)
     tries = 0
     for group in range(len(ladders)):
@@ -384,7 +391,7 @@ def _closer(
             other[group] += further
             kept = [step for step in steps if step[0] != group and step[1] <= other[step[0]]]
             other = _give_back(other, kept, fits)
-            if (found := gap(other)) < least:
+            if (found := gap(other)) < least and bearable(other):
                 best, least = other, found
             if least <= SLACK:
                 return best
