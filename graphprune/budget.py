@@ -150,13 +150,10 @@ def allocate(
         after = analysis.cost.of(mask_of(ladders, levels, coupling))
         return min(budgets[kind] - after.of(kind) / (before.of(kind) or 1.0) for kind in budgets)
 
-    def lost(levels: NDArray[np.int64]) -> float:
-        return float(sum(d[level] for d, level in zip(distortions, levels, strict=True)))
-
     levels = _give_back(first, steps[:low], fits)
     if gap(levels) > SLACK:
-        most = math.inf if "latency" in budgets else lost(levels) * (1 + FOR_NEARNESS)
-        levels = _closer(levels, ladders, steps, fits, gap, lambda other: lost(other) <= most)
+        what = None if "latency" in budgets else distortions
+        levels = _closer(levels, ladders, steps, fits, gap, what)
     removed = mask_of(ladders, levels, coupling)
     needed = coupling.closed(removed & ~analysis.idle(removed))
     return Decision(needed, grid, (*notes, *_grid_notes(budgets, gap(levels), grid)))
@@ -370,17 +367,23 @@ def _give_back(
     return levels
 
 
+def _summed(distortions: Sequence[Scores] | None, levels: NDArray[np.int64]) -> float:
+    return sum(float(d[level]) for d, level in zip(distortions or (), levels, strict=False))
+
+
 def _closer(
     levels: NDArray[np.int64],
     ladders: list[Ladder],
     steps: list[tuple[int, int]],
     fits: Callable[[NDArray[np.int64]], bool],
     gap: Callable[[NDArray[np.int64]], float],
-    bearable: Callable[[NDArray[np.int64]], bool],
+    distortions: Sequence[Scores] | None,
 ) -> NDArray[np.int64]:
-    """Few, coarse groups: take one group further down and give others back instead, where what
-    that gives up is ``bearable``: to have less left and to lose less is better than to be near."""
+    """Few, coarse groups: take one group further down and give others back instead, where by
+    ``distortions`` that loses hardly more: to have less left and to lose less is better than to be
+    near. With ``None`` nearness is all."""
     best, least = levels, gap(levels)
+    most = _summed(distortions, levels) * (1 + FOR_NEARNESS)
     tries = 0
     for group in range(len(ladders)):
         for further in range(1, len(ladders[group].counts) - int(levels[group])):
@@ -391,7 +394,7 @@ def _closer(
             other[group] += further
             kept = [step for step in steps if step[0] != group and step[1] <= other[step[0]]]
             other = _give_back(other, kept, fits)
-            if (found := gap(other)) < least and bearable(other):
+            if (found := gap(other)) < least and _summed(distortions, other) <= most:
                 best, least = other, found
             if least <= SLACK:
                 return best
