@@ -152,8 +152,9 @@ def allocate(
 
     levels = _give_back(first, steps[:low], fits)
     if gap(levels) > SLACK:
-        what = None if "latency" in budgets else distortions
-        levels = _closer(levels, ladders, steps, fits, gap, what)
+        levels = _closer(
+            levels, ladders, steps, fits, gap, () if "latency" in budgets else distortions
+        )
     removed = mask_of(ladders, levels, coupling)
     needed = coupling.closed(removed & ~analysis.idle(removed))
     return Decision(needed, grid, (*notes, *_grid_notes(budgets, gap(levels), grid)))
@@ -367,8 +368,8 @@ def _give_back(
     return levels
 
 
-def _summed(distortions: Sequence[Scores] | None, levels: NDArray[np.int64]) -> float:
-    return sum(float(d[level]) for d, level in zip(distortions or (), levels, strict=False))
+def _summed(distortions: Sequence[Scores], levels: NDArray[np.int64]) -> float:
+    return sum(float(d[level]) for d, level in zip(distortions, levels, strict=False))
 
 
 def _closer(
@@ -377,11 +378,10 @@ def _closer(
     steps: list[tuple[int, int]],
     fits: Callable[[NDArray[np.int64]], bool],
     gap: Callable[[NDArray[np.int64]], float],
-    distortions: Sequence[Scores] | None,
+    distortions: Sequence[Scores],
 ) -> NDArray[np.int64]:
     """Few, coarse groups: take one group further down and give others back instead, where by
-    ``distortions`` that loses hardly more: to have less left and to lose less is better than to be
-    near. With ``None`` nearness is all."""
+    ``distortions`` that loses hardly more: to have less left and to lose less is better."""
     best, least = levels, gap(levels)
     most = _summed(distortions, levels) * (1 + FOR_NEARNESS)
     tries = 0
