@@ -380,11 +380,10 @@ def _closer(
     gap: Callable[[NDArray[np.int64]], float],
     distortions: Sequence[Scores],
 ) -> NDArray[np.int64]:
-    """Few, coarse groups: take one group further down and give others back instead, where by
-    ``distortions`` that loses hardly more: to have less left and to lose less is better."""
-    best, least = levels, gap(levels)
+    """Few, coarse groups: take one further down and give others back, where that loses hardly more
+    by ``distortions``: to have less left and to lose less is better."""
+    best, least, tries = levels, gap(levels), 0
     most = _summed(distortions, levels) * (1 + FOR_NEARNESS)
-    tries = 0
     for group in range(len(ladders)):
         for further in range(1, len(ladders[group].counts) - int(levels[group])):
             tries += 1
