@@ -172,13 +172,21 @@ def whole(value: float) -> float:
 
 def count_params(model: Model) -> float:
     """Elements of all weights, float or quantised to 8 bits and fewer, each counted once as it is
-    stored: as an initialiser, in a Constant node, in a body."""
+    stored: as an initialiser, in a Constant node, in a body, or as a shape to be filled."""
     opened = model.opened
     stored = [(t.data_type, prod(t.dims)) for t in opened.initializers.values()]
     for node in opened.nodes:
         if node.op_type == "Constant" and not node.domain:
             stored += [_constant(attribute) for attribute in node.attribute]
+        generated = node.op_type == "ConstantOfShape" and node.output[0] in opened.constant_names
+        if generated and (kind := _filled_with(node)) in FLOAT_TYPES:
+            stored.append((kind, prod(opened.array(node.input[0]).tolist())))
     return float(sum(count for kind, count in stored if kind in WEIGHT_TYPES))
+
+
+def _filled_with(node: onnx.NodeProto) -> int:
+    """Element type of what a ConstantOfShape writes."""
+    return next((a.t.data_type for a in node.attribute), TensorProto.FLOAT)
 
 
 def _constant(attribute: onnx.AttributeProto) -> tuple[int, int]:

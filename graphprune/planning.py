@@ -248,8 +248,8 @@ def rehearse(prepared: Prepared, options: Options) -> None:
             raise  # else layers of lower rank may reach further, which only inputs can tell
 
 
-def _refine_steps(studied: Study, decision: Decision, options: Options) -> int:
-    """None by default where they would take long."""
+def refine_steps(studied: Study, decision: Decision, options: Options) -> int:
+    """Steps in which the model is tuned as a whole; by default none where they would take long."""
     steps = options.refine_steps
     if options.refine is None and steps:
         few = rows_within(macs_per_row(studied, decision.removed), steps) < FEWEST
@@ -285,7 +285,7 @@ def written(
         "lossless": options.scope.lossless,
         "input_shapes": {k: list(v) for k, v in (options.input_shapes or {}).items()},
         "repair": options.repair_name,
-        "refine": _refine_steps(studied, decision, options),
+        "refine": refine_steps(studied, decision, options),
         "ranks": dict(sorted(decision.ranks.items())),
         "calibration": None,
         "graphprune": __version__,

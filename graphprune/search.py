@@ -21,17 +21,19 @@ from graphprune.interface import fitted
 from graphprune.ladders import BLOCKS
 from graphprune.model import Array, Model
 from graphprune.options import Options
-from graphprune.planning import Judged, decide, settled
+from graphprune.planning import Judged, decide, refine_steps, settled
 from graphprune.repair.damage import silent
 from graphprune.runtime import Feeds, random_inputs, run_session, session
 from graphprune.scoring import scorer_of
-from graphprune.study import Progress, Study, repaired
+from graphprune.study import Progress, Study, refined, repaired
 
 SPREAD = 0.5  # standard deviation of the logarithm by which a group's curve is first scaled
 FOUND, MISSED = 1.5, 0.9  # what that is multiplied with after each draw: about one in five succeeds
 OF_BLOCKS = (1.0, 0.3, 0.1, np.inf)  # factors on the curve of residual blocks; at last all stay
 BISECTIONS = 7  # tries between the smallest and the whole model: steps of less than 1 %
 LEAST_SHARE = 0.05
+TUNED_BISECTIONS = 4  # tries more where models are tuned as a whole, which takes longer
+REACH_OF_TUNING = 0.32  # of the MACs, how much less a tuned model may have
 JUDGED, RANDOM = 64, 8  # calibration inputs, else random ones, that compare finished plans
 
 
@@ -75,7 +77,8 @@ def smallest_within(
 
     Raises ``TargetError`` where not even the first step down stays within it.
     """
-    assert options.max_drop is not None
+    most = options.max_drop
+    assert most is not None
     part, held = _split(studied) if options.eval_data is None else (studied, [])
     if options.eval_data is not None:
         scorer = scorer_of(options.eval_data, studied.prepared.original)
@@ -95,18 +98,29 @@ def smallest_within(
             pairs = _pairs(reference, model, held)
             return float(np.mean([relative_error(a, b) for a, b in pairs]))
 
-    lowest, highest = LEAST_SHARE, 1.0
-    for trial in range(BISECTIONS):
-        progress(trial / BISECTIONS)
-        middle = (lowest + highest) / 2
+    def within(share: float, tuned: bool) -> bool:
         try:
-            within = drop(_candidate(part, judged, options, middle, None)) <= options.max_drop
+            decision = decide(part.prepared, judged, options, None, share)
         except TargetError:  # the grid does not reach so far down
-            within = False
-        lowest, highest = (lowest, middle) if within else (middle, highest)
+            return False
+        model = carried(part, judged, decision, options)
+        steps = refine_steps(part, decision, options) if tuned else 0
+        if steps:
+            model = refined(part, model, decision.removed, steps)[0]
+        return drop(model) <= most
+
+    tries = BISECTIONS + (TUNED_BISECTIONS if options.refine_steps else 0)
+    lowest, highest = LEAST_SHARE, 1.0
+    for trial in range(tries):
+        progress(trial / tries)
+        if trial == BISECTIONS:  # tuned as a whole, as the result will be, it may go further down
+            lowest = max(LEAST_SHARE, highest - REACH_OF_TUNING)
+        middle = (lowest + highest) / 2
+        found = within(middle, tuned=trial >= BISECTIONS)
+        lowest, highest = (lowest, middle) if found else (middle, highest)
     if highest == 1.0:
         raise TargetError(
-            f"no smaller model stays within --max-drop {options.max_drop:g}",
+            f"no smaller model stays within --max-drop {most:g}",
             hint="Allow a larger drop, or give more --calib samples.",
         )
     return highest

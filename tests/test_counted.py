@@ -11,7 +11,10 @@ from command_line import FINE, WEIGHTS, Run, read_json
 from graphs import Builder
 from onnx import TensorProto, helper
 
+from graphprune import api
+
 FLOATS = (TensorProto.FLOAT,)
+LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 
 
 def stored(model: onnx.ModelProto) -> int:
@@ -86,3 +89,12 @@ def test_a_repair_that_adds_biases_stays_within_the_budget(run: Run, tmp_path: P
         document = read_json(run(path, *asked, "-o", out, "--no-measure", "--json").out)
         assert document["after"]["params"] == stored(onnx.load(out))
         assert document["ratio"]["params"] <= share
+
+
+def test_weights_that_are_filled_in_count() -> None:
+    path = LIGHT / "light_squeezenet.onnx"
+    if not path.is_file():
+        pytest.skip("this onnx package has no light models")
+    result = api.prune(path, flops=0.5, fast=True, measure=False)
+    assert result.before.params > 1e6
+    assert 0.2 < result.after.params / result.before.params < 0.9
