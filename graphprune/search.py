@@ -114,7 +114,9 @@ def smallest_within(
     for trial in range(tries):
         progress(trial / tries)
         if trial == BISECTIONS:  # tuned as a whole, as the result will be, it may go further down
-            lowest = max(LEAST_SHARE, highest - REACH_OF_TUNING)
+            holds = highest == 1.0 or within(highest, tuned=True)
+            further = max(LEAST_SHARE, highest - REACH_OF_TUNING)
+            lowest, highest = (further, highest) if holds else (highest, 1.0)
         middle = (lowest + highest) / 2
         found = within(middle, tuned=trial >= BISECTIONS)
         lowest, highest = (lowest, middle) if found else (middle, highest)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 from study_forms import QUICK, draw, network, studied
 
 from graphprune import api, search
 from graphprune.distortion import distortion, relative_error
 from graphprune.errors import GraphPruneError, TargetError, UsageError
 from graphprune.model import Model
-from graphprune.planning import judge
+from graphprune.planning import decide, judge
 from graphprune.search import best_weights, smallest_within
 from graphprune.storage import load
 from graphprune.study import Study
@@ -70,8 +72,9 @@ def test_too_few_inputs_to_hold_some_out(path: Path) -> None:
 
 def test_the_smallest_within_a_drop_of_the_outputs(calib: Path) -> None:
     found = []
+    alone = {"flops": None, "round_to": 1, "refine": 0}
     for allowed in (0.004, 0.05):
-        done, options = studied(network(), calib=calib, flops=None, max_drop=allowed, round_to=1)
+        done, options = studied(network(), calib=calib, max_drop=allowed, **alone)
         judged = judge(done, options)
         share = smallest_within(done, judged, options)
         part, held = search._split(done)
@@ -90,6 +93,31 @@ def labelled_by_itself(path: Path, folder: Path) -> Path:
     ((scores,),) = search._outputs(load(path), [{"x": x}])
     np.savez(folder / "labelled.npz", x=x, labels=scores.argmax(axis=1))
     return folder / "labelled.npz"
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_what_will_be_tuned_is_tried_tuned(
+    path: Path, calib: Path, tmp_path: Path, spoilt: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where tuning spoils a model that held without it, less leaves."""
+    data, tuned = labelled_by_itself(path, tmp_path), []
+
+    def tune(part: Study, model: Model, removed: Any, steps: int) -> tuple[Model, None]:
+        tuned.append(removed.sum())
+        if not (spoilt and len(tuned) == 1):
+            return model, None
+        zeros = {n: numpy_helper.to_array(t) * 0 for n, t in model.initializers.items()}
+        silent = {n: numpy_helper.from_array(a, n) for n, a in zeros.items() if a.dtype.kind == "f"}
+        return replace(model, initializers={**model.initializers, **silent}), None
+
+    monkeypatch.setattr(search, "refined", tune)
+    done, options = studied(
+        path, calib=calib, flops=None, max_drop=0.2, eval_data=data, round_to=1, refine=2
+    )
+    share = smallest_within(done, judge(done, options), options)
+    assert tuned
+    gone = decide(done.prepared, judge(done, options), options, None, share).removed.sum()
+    assert gone < tuned[0] if spoilt else gone >= tuned[0]
 
 
 def test_the_result_stays_within_the_drop(path: Path, tmp_path: Path) -> None:
