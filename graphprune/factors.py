@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from graphprune.coupling import FLOAT_TYPES
 from graphprune.errors import ModelError
 from graphprune.frontier import Frontier
-from graphprune.linear import Change, Linear, linears
+from graphprune.linear import Linear, linears
 from graphprune.model import Model
+from graphprune.rewriting import Change
 from graphprune.runtime import Feeds
 from graphprune.statistics import Sums, chunk_rows
 

@@ -23,9 +23,10 @@ from graphprune.coupling import Group, Mask
 from graphprune.facts import Facts, Line
 from graphprune.facts.fact import mixed
 from graphprune.layout import FREE, blocks
-from graphprune.linear import RECURRENT, Change, Linear, linears
+from graphprune.linear import RECURRENT, Linear, linears
 from graphprune.model import Array
 from graphprune.relations import Contraction
+from graphprune.rewriting import Change
 from graphprune.slots import SlotArray
 from graphprune.targets import builtin
 from graphprune.unread import unread_units

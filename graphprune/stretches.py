@@ -14,8 +14,9 @@ import numpy as np
 from graphprune.bypass import without_terms
 from graphprune.errors import ModelError
 from graphprune.frontier import Value, open_input, segment
-from graphprune.linear import Change, Linear, rewritten
+from graphprune.linear import Linear
 from graphprune.model import Array, Model, captured
+from graphprune.rewriting import Change, rewritten
 from graphprune.runtime import Feeds, run_session, session
 
 NODES, MOST = 12, 24  # of a stretch, about; stretches, for each has threads of its own

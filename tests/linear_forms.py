@@ -11,9 +11,10 @@ import onnx
 from graphs import Builder
 from onnx import numpy_helper
 
-from graphprune.linear import Linear, linears, rewritten
+from graphprune.linear import Linear, linears
 from graphprune.model import Array, Model
 from graphprune.oracle import with_outputs
+from graphprune.rewriting import rewritten
 from graphprune.runtime import run_session, session
 from graphprune.shapes import infer
 from graphprune.storage import load

@@ -7,7 +7,8 @@ import pytest
 from graphs import Builder
 from linear_forms import CASES, agree, draw, only, outputs, same_when_rewritten
 
-from graphprune.linear import linears, rewritten
+from graphprune.linear import linears
+from graphprune.rewriting import rewritten
 from graphprune.storage import load
 from graphprune.unfold import inputs_at, positions
 

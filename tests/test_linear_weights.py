@@ -8,7 +8,8 @@ import pytest
 from graphs import Builder
 from linear_forms import CASES, draw, only, outputs, parsed, same_when_rewritten
 
-from graphprune.linear import linears, rewritten
+from graphprune.linear import linears
+from graphprune.rewriting import rewritten
 from graphprune.storage import load
 from graphprune.unfold import inputs_at, outputs_at
 

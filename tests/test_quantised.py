@@ -19,12 +19,13 @@ from graphprune.api import plan, prepare, prune
 from graphprune.check import check_rule
 from graphprune.cut import cut
 from graphprune.errors import VerificationError
-from graphprune.linear import linears, repairable, rewritten
+from graphprune.linear import linears, repairable
 from graphprune.model import Model, set_initializer
 from graphprune.options import Options
 from graphprune.oracle import law_error
 from graphprune.plan import removed_units
 from graphprune.quantisation import Quantised, real
+from graphprune.rewriting import rewritten
 from graphprune.rules import relate
 from graphprune.runtime import opened, random_inputs
 from graphprune.shapes import infer

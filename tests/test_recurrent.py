@@ -14,10 +14,11 @@ from recurrent_nets import GATES, QUICK, WAYS, draw, feeds_of, finished, group_o
 
 from graphprune import api
 from graphprune.check import LawBrokenError, check_rule
-from graphprune.linear import Linear, linears, rewritten
+from graphprune.linear import Linear, linears
 from graphprune.model import Array, Model
 from graphprune.oracle import with_outputs
 from graphprune.plugins import collect, installed
+from graphprune.rewriting import rewritten
 from graphprune.rules import BUILTIN
 from graphprune.rules.op import Op
 from graphprune.runtime import Feeds, run_session, session

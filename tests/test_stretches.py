@@ -12,8 +12,9 @@ from graphs import Builder, attention, random_cnn
 
 from graphprune import stretches as under_test
 from graphprune.errors import ModelError
-from graphprune.linear import Change, linears, rewritten
+from graphprune.linear import linears
 from graphprune.model import Array, Model
+from graphprune.rewriting import Change, rewritten
 from graphprune.runtime import Feeds, random_inputs, run_session, session
 from graphprune.shapes import infer
 from graphprune.storage import load

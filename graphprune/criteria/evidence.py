@@ -18,8 +18,9 @@ from graphprune.distortion import distortion
 from graphprune.errors import ModelError
 from graphprune.frontier import Frontier
 from graphprune.least_squares import offset
-from graphprune.linear import Change, Linear, linears
+from graphprune.linear import Linear, linears
 from graphprune.model import Array, Model
+from graphprune.rewriting import Change
 from graphprune.runtime import Feeds
 from graphprune.statistics import Moments, Sums, chunk_rows
 from graphprune.stretches import Stretches

@@ -11,12 +11,13 @@ import numpy as np
 from scipy.linalg.lapack import dposv, sposv
 
 from graphprune.coupling import Mask
-from graphprune.linear import Linear, Matrix, rewritten
+from graphprune.linear import Linear, Matrix
 from graphprune.model import Array, Model
 from graphprune.repair.consumers import Consumer, Index, channel_axis, consumers, places_of
 from graphprune.repair.damage import Damage, Repaired
 from graphprune.repair.propagate import propagate
 from graphprune.repair.rows import Rows, StopError
+from graphprune.rewriting import rewritten
 
 RIDGES = (0.03, 0.1, 0.3, 1.0)  # shares of the mean variance of a consumer's inputs; smaller ones
 # would trust the rows more than they deserve where BatchNormalization has been folded away

@@ -14,21 +14,13 @@ from graphprune.bypass import only_reader, past_blocks, stands_for_sum
 from graphprune.frontier import Frontier
 from graphprune.interface import reshaped
 from graphprune.least_squares import Ridged, best_ridge, error, offset
-from graphprune.linear import (
-    RECURRENT,
-    Linear,
-    Matrix,
-    as_stored,
-    repairable,
-    rewritten,
-    shared,
-    stored,
-)
+from graphprune.linear import RECURRENT, Linear, Matrix, repairable, shared
 from graphprune.model import Model, captured, label
 from graphprune.repair.damage import Damage, Repaired
 from graphprune.repair.joint import CONSTANT, Joint, look_ahead
 from graphprune.repair.sites import Known, Site, rows_of, site_of, sums_of
 from graphprune.repair.turns import Uses, turns
+from graphprune.rewriting import as_stored, rewritten, stored
 from graphprune.selectors import is_selector
 from graphprune.stand_ins import stands_in
 from graphprune.statistics import Sums

@@ -22,10 +22,10 @@ from graphprune.calibrate.samples import batched_inputs, rows_per_run
 from graphprune.gradient import gradients
 from graphprune.gradient.descent import Adam
 from graphprune.interface import fitted
-from graphprune.linear import rewritten
 from graphprune.model import Array, Model
 from graphprune.repair.reconstruct import with_biases
 from graphprune.repair.tuned import Tunable, compared, loss, spreads, target, tunable
+from graphprune.rewriting import rewritten
 from graphprune.runtime import Feeds, run_session, session
 from graphprune.shapes import infer
 

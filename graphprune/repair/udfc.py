@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from graphprune.coupling import Coupling, Mask
-from graphprune.linear import CONVOLUTIONS, Linear, Matrix, repairable, rewritten
+from graphprune.linear import CONVOLUTIONS, Linear, Matrix, repairable
 from graphprune.model import Model
 from graphprune.repair.consumers import (
     Consumer,
@@ -16,6 +16,7 @@ from graphprune.repair.consumers import (
     places_of,
 )
 from graphprune.repair.damage import Damage, Repaired
+from graphprune.rewriting import rewritten
 from graphprune.rules.elementwise import BROADCAST, UNARY
 from graphprune.shapes import Shapes
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphprune.batch_norm import BatchNorm, batch_norm
-from graphprune.linear import Linear, Matrix, linears, rewritten
+from graphprune.linear import Linear, Matrix, linears
 from graphprune.model import Model, label
 from graphprune.pipeline import Change, Context, PassResult
+from graphprune.rewriting import rewritten
 from graphprune_passes.lift_constants import rename_outputs
 
 

@@ -11,9 +11,9 @@ from graphprune import cleaned
 from graphprune.analysis import Analysis
 from graphprune.cut import cut
 from graphprune.idle import CONSTANT, DEAD, DUPLICATE, Idle, idle_units
-from graphprune.linear import rewritten
 from graphprune.model import Model
 from graphprune.pipeline import Change, Context, PassResult, Skipped
+from graphprune.rewriting import rewritten
 from graphprune.whole import without_copies
 from graphprune.wording import counted
 

@@ -12,9 +12,9 @@ import onnx
 
 from graphprune.control import is_open
 from graphprune.coupling import FLOAT_TYPES
-from graphprune.linear import copy_names
 from graphprune.model import Model, label
 from graphprune.pipeline import Change, Context, PassResult
+from graphprune.rewriting import copy_names
 from graphprune_passes.lift_constants import rename_inputs
 
 COPY_MARK = "/graphprune_fill_"

@@ -15,9 +15,9 @@ from onnx import numpy_helper
 
 from graphprune.control import is_open
 from graphprune.cost import WEIGHT_TYPES
-from graphprune.linear import copy_names
 from graphprune.model import Model
 from graphprune.pipeline import Arrays, Change, Context, PassResult
+from graphprune.rewriting import copy_names
 
 LARGEST = 1 << 16  # elements of a matrix that is looked into
 
