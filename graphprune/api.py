@@ -29,7 +29,7 @@ from graphprune.model import Model
 from graphprune.options import Options
 from graphprune.output import check_data, check_outputs, write_result
 from graphprune.pace import in_milliseconds, paced, timed
-from graphprune.plan import Plan, check_model
+from graphprune.plan import Plan, check_model, read_plan
 from graphprune.planning import Judged, decide, judge, planned, rehearse, settled, written
 from graphprune.prepared import Prepared, analyse, prepare, registry
 from graphprune.replay import replayed
@@ -240,14 +240,15 @@ def _noted(studied: Study, way: Way) -> Study:
 
 def apply(
     model: str | Path | onnx.ModelProto,
-    made: Plan,
+    made: Plan | str | Path,
     *,
     output: str | Path | None = None,
     stage: Stage | None = None,
     options: Options | None = None,
 ) -> Result:
-    """Cut ``model`` as a plan says and repair it as the plan does; a plan for another model, or one
-    repaired on other calibration inputs, is refused."""
+    """Cut ``model`` as a plan, or the file of one, says, and repair it as the plan does; a plan for
+    another model, or one repaired on other calibration inputs, is refused."""
+    made = made if isinstance(made, Plan) else read_plan(Path(made))
     check_outputs(model, output, None)
     clock = Clock(stage)
     options = options or Options()

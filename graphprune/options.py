@@ -19,6 +19,14 @@ REFINE_STEPS = 80  # where the user gives samples
 SPREADS = ("auto", "solved", "balanced", "global", "uniform")
 
 
+# What is easily given in another form than is taken: option, types, how it is given.
+FORMS: tuple[tuple[str, Any, str], ...] = (
+    ("calib", str | Path, "the path of an .npz file (numpy.savez writes one) or of a folder"),
+    ("eval_data", str | Path, "the path of an .npz file, or module:function"),
+    ("input_shapes", Mapping, "sizes by graph input: {'x': (1, 3, 224, 224)}"),
+)
+
+
 @dataclass(frozen=True)
 class Options:
     """Everything that decides a plan, then everything that decides how it is checked.
@@ -73,7 +81,19 @@ class Options:
 
     @staticmethod
     def of(**given: Any) -> Options:
-        """Options by name; one that does not exist is an error that names those that do."""
+        """Options by name; one that does not exist is an error that names those that do. ``seed``
+        is the one of ``scoring``; what may be several may be one text, as on the command line.
+
+        Raises ``UsageError`` for what has another form than the option.
+        """
+        if "seed" in given:
+            given["scoring"] = replace(given.get("scoring", Scoring()), seed=given.pop("seed"))
+        for name in ("units", "protect", "only"):
+            if isinstance(given.get(name), str):
+                given[name] = tuple(given[name].split(",")) if name == "units" else (given[name],)
+        for name, form, so in FORMS:
+            if not isinstance(given.get(name), form | None):
+                raise UsageError(f"{name} is a {type(given[name]).__name__}", hint=f"Give {so}.")
         known = [f.name for f in fields(Options)]
         for name in given:
             if name not in known:
