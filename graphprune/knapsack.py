@@ -27,6 +27,9 @@ GAP = 1e-4  # relative: how near the optimum HiGHS must come
 # hard to prove and little worth.
 MEASURED = {"latency"}
 MEASURED_GAP = 5e-3
+# Levels that are weighed in all, and at least of each group: what passes between two of them is
+# given back step by step afterwards. So the time does not grow with every level of every group.
+COLUMNS, FEWEST_LEVELS = 16384, 16
 MOST_NODES = 500  # of the tree of solutions: ends a search at the same place on any machine
 
 
@@ -100,12 +103,19 @@ def _chosen(
     current: Levels,
 ) -> Levels | None:
     """One level per group: least distortion with the summed changes of cost within ``room``."""
-    sizes = [len(curve) for curve in distortions]
-    objective = np.concatenate(list(distortions))
+    most = max(FEWEST_LEVELS, COLUMNS // max(len(distortions), 1))
+    picks = [_picked(len(d), most, level) for d, level in zip(distortions, current, strict=True)]
+    sizes = [len(pick) for pick in picks]
+    objective = np.concatenate([d[pick] for d, pick in zip(distortions, picks, strict=True)])
     group = np.repeat(np.arange(len(sizes)), sizes)
     one_each: csr_array = coo_array((np.ones(len(group)), (group, np.arange(len(group))))).tocsr()
     constraints = [LinearConstraint(one_each, 1, 1)]
-    changes = np.array([np.concatenate(list(rows)) for rows in tables.values()])
+    changes = np.array(
+        [
+            np.concatenate([row[pick] for row, pick in zip(rows, picks, strict=True)])
+            for rows in tables.values()
+        ]
+    )
     changes = changes.reshape(len(tables), len(objective))
     scale = np.abs(changes).max(axis=1, initial=1e-30)
     most = np.array([room[kind] for kind in tables]) / scale
@@ -125,9 +135,19 @@ def _chosen(
         return None
     starts = np.cumsum([0, *sizes[:-1]])
     return np.array(
-        [int(np.argmax(answer.x[s : s + n])) for s, n in zip(starts, sizes, strict=True)],
+        [
+            pick[int(np.argmax(answer.x[s : s + len(pick)]))]
+            for s, pick in zip(starts, picks, strict=True)
+        ],
         dtype=np.int64,
     )
+
+
+def _picked(count: int, most: int, current: int) -> Levels:
+    """Up to about ``most`` of so many levels, evenly, and the current one."""
+    if count <= most:
+        return np.arange(count)
+    return np.union1d(np.linspace(0, count - 1, most).round().astype(np.int64), [current])
 
 
 @contextmanager

@@ -146,7 +146,7 @@ class _Walk:
                 return None
             real_name = f"{real_name}/{node.output[0]}"
         axis = self._axis(name, scale, q.axis)
-        if axis is None:
+        if axis is None or (axis >= 0 and zero and zero not in self.model.initializers):
             return None
         self.known[key] = self._dequantise(name, scale, zero, axis, real_name)
         return real_name
@@ -161,6 +161,10 @@ class _Walk:
         return axis % len(stored.dims)
 
     def _dequantise(self, name: str, scale: str, zero: str, axis: int, result: str) -> str:
+        stored = self.model.initializers
+        if axis >= 0 and zero in stored and stored[zero].dims != stored[scale].dims:
+            point = np.resize(self.model.array(zero), tuple(stored[scale].dims))  # one for all
+            zero = self._constant(f"{result}{ZERO}", point)
         inputs = [name, scale, zero] if zero else [name, scale]
         given = {} if axis < 0 else {"axis": axis}
         old = bool(given) and self.model.opsets.get("", 1) < ALONG_AXES
@@ -308,6 +312,10 @@ class _Walk:
         self.made.append(node)
 
     def _constant(self, name: str, value: Array) -> str:
+        """A constant of that name, or of one like it: an earlier run may have left the same."""
+        taken = self.model.initializers.keys() | self.model.producer.keys() | self.tensors.keys()
+        while name in taken:
+            name += "/again"
         self.tensors[name] = set_initializer(name, np.asarray(value))
         return name
 

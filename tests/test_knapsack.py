@@ -236,3 +236,15 @@ def test_no_clock_ends_a_search(kind: str, monkeypatch: pytest.MonkeyPatch) -> N
     solve([curve, curve], lambda levels: {kind: 4.0 - levels.sum()}, {kind: 2.0}, start)
     assert given
     assert all(options.keys() == {"mip_rel_gap", "node_limit"} for options in given)
+
+
+def test_many_levels_are_thinned_and_the_current_one_stays() -> None:
+    found = under_test._picked(1000, 16, 123)
+    assert {0, 123, 999} <= set(found.tolist())
+    assert len(found) <= 17
+    assert under_test._picked(16, 16, 3).tolist() == list(range(16))
+    curves = [np.linspace(0, 1 + i % 3, 3000) ** 2 for i in range(60)]
+    start = np.full(60, 2999)
+    limits = {"macs": 0.5 * 60 * 2999}
+    levels = solve(curves, lambda at: {"macs": float((2999 - at).sum())}, limits, start)
+    assert 0.49 * 60 * 2999 < (2999 - levels).sum() <= limits["macs"]

@@ -178,3 +178,26 @@ def test_bodies_are_made_to_run_when_that_is_proved(then: bool) -> None:
     wrong = model.with_graph(model.nodes, {**model.initializers, name: other}.values())
     with pytest.raises(VerificationError, match="prepared model differs"):
         verify_normal(prepared.original, replace(prepared.analysis, model=wrong))
+
+
+def test_a_rewritten_body_that_does_not_run_is_not_passed_over() -> None:
+    body = """
+      k = Not(c)
+      y = If(k) <then_branch = one () => (float[n, 6] a) {
+          row = Constant<value = int64 {100}>()
+          g = Gather<axis = 0>(x, row)
+          h = MatMul(x, up)
+          r = Relu(h)
+          d = MatMul(r, down)
+          a = Add(d, g)
+        }, else_branch = two () => (float[n, 6] e) {
+          e = Identity(x)
+        }>"""
+    model = parsed("float[n, 6] x, bool c", "float[n, 6] y", body)
+    rng = np.random.default_rng(3)
+    up, down = (rng.standard_normal(size).astype(np.float32) for size in ((6, 12), (12, 6)))
+    up[:, [2, 7]] = 0
+    for name, array in (("up", up), ("down", down)):
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    with pytest.raises(VerificationError, match="does not run"):
+        api.prune(model, flops=0.9, fast=True, measure=False, cache=False, allow_miss=True)

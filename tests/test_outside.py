@@ -135,7 +135,7 @@ def score_of(position: NDArray[Any]) -> NDArray[Any]:
     [
         ({"c00": np.ones(16)}, ["'c00'", "nearest is 'c0"]),
         ({FIRST: np.ones((16, 3, 3))}, ["'c0'", "[16, 3, 3]", "[16, 3, 3, 3]"]),
-        ({SECOND: np.ones(16)}, ["'c2'", "axes [0, 1]"]),
+        ({SECOND: np.ones(16)}, ["'c2'", "axes 0 and 1"]),
         ({f"{FIRST}:0": np.ones(15)}, ["'c0:0'", "16 units", "shape [16]"]),
         ({FIRST: np.full(16, np.nan)}, ["'c0'", "NaN", "finite"]),
         ({FIRST: np.full(16, -1.0)}, ["'c0'", "negative"]),

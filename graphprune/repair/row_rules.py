@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 from graphprune.linear import CONVOLUTIONS, RECURRENT, Matrix
 from graphprune.model import Array
 from graphprune.repair.rows import Index, Rows, Step, StopError, alone
+from graphprune.repair.softened import read_alike
 from graphprune.rules.elementwise import BROADCAST, UNARY
 
 Rule = Callable[[Step], list[Rows]]
@@ -298,9 +299,11 @@ def quantise(step: Step) -> list[Rows]:
     scale, zero = (step.option("", place) for place in (1, 2))
     if scale is None or zero is None or scale.size != 1:
         raise StopError("its scale is no constant, or one for each channel")
+    if not read_alike(step.model, step.node):
+        raise StopError("its integers are not only read back as the numbers they stand for")
     span = np.iinfo(zero.dtype)
-    ends = (scale.item() * (end - zero.item()) for end in (span.min, span.max))
-    return [Rows(np.clip(step.x.values, *ends), step.x.index)]
+    low, high = (scale.item() * (end - zero.item()) for end in (span.min, span.max))
+    return [Rows(np.clip(step.x.values, low, high), step.x.index)]
 
 
 @rule("DequantizeLinear")

@@ -47,6 +47,44 @@ def softened(model: Model) -> Model:
     return model.with_graph(nodes, tensors.values(), value_info=())
 
 
+def read_alike(model: Model, node: onnx.NodeProto) -> bool:
+    """Whether all that reads the integers of a QuantizeLinear reads them, perhaps moved, as the
+    numbers that they stand for: a DequantizeLinear with its scale and zero point. Else rows of
+    them cannot be taken for those numbers."""
+    seen, waiting = set(), [node.output[0]]
+    while waiting:
+        name = waiting.pop()
+        for index, _ in model.consumers.get(name, ()):
+            reader = model.nodes[index]
+            if index in seen or reader.op_type == "Shape":
+                continue
+            seen.add(index)
+            moved = reader.op_type in MOVED and not _joins_constants(model, reader)
+            if not moved and not (
+                reader.op_type == "DequantizeLinear" and _alike(model, node, reader)
+            ):
+                return False
+            waiting += list(reader.output) if moved else []
+    return True
+
+
+def _joins_constants(model: Model, node: onnx.NodeProto) -> bool:
+    return node.op_type == "Concat" and not model.constant_names.isdisjoint(node.input)
+
+
+def _alike(model: Model, writer: onnx.NodeProto, reader: onnx.NodeProto) -> bool:
+    """Equal scales and zero points; of more than one, the same tensors."""
+    if list(writer.input[1:]) == list(reader.input[1:]):
+        return True
+    if len(writer.input) != len(reader.input):
+        return False
+    names = {*writer.input[1:], *reader.input[1:]}
+    if not names <= model.initializers.keys():
+        return False
+    pairs = zip(writer.input[1:], reader.input[1:], strict=True)
+    return all(np.array_equal(model.array(a), model.array(b)) for a, b in pairs)
+
+
 def hardened(model: Model, tuned: Model) -> Model | None:
     """``model`` with the weights of ``tuned``, which was its softened form; ``None`` where tuning
     has changed more than their values."""
