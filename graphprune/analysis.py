@@ -207,20 +207,32 @@ def pinned_reasons(analysis: Analysis) -> list[PinnedReason]:
     macs = analysis.cost.per_node_macs(analysis.nothing_removed, len(model.nodes))
     total = max(float(macs.sum()), 1.0)
     table: dict[str, list[tuple[Axis, Pin, float]]] = {}
-    for axis in coupling.parameters:
-        role = Role(int(np.bincount(coupling.role[axis.slots], minlength=5).argmax()))
-        if role not in (Role.PRODUCER, Role.CONSUMER):
-            continue
+    weights = [axis for axis in coupling.parameters if _is_side(coupling, axis)]
+    size = {
+        axis.tensor: float(np.prod(analysis.shapes.shape[axis.tensor] or ())) for axis in weights
+    }
+    read = np.zeros(len(model.nodes))  # elements: a recurrent node has two weights
+    for name, elements in size.items():
+        read[list({i for i, _ in model.consumers[name] if i >= 0})] += elements
+    for axis in weights:
         stuck = axis.slots[coupling.unit_of(axis.slots) < 0]
         pin = coupling.pin_of(int(stuck[0])) if len(stuck) else None
         if pin is None:
             continue
-        share = max((macs[i] for i, _ in model.consumers[axis.tensor]), default=0.0) / total
-        share *= len(stuck) / len(axis) / 2  # a weight has rows and columns: half each
+        own = size[axis.tensor]
+        readers = [i for i, _ in model.consumers[axis.tensor] if i >= 0]
+        share = max((macs[i] * own / read[i] for i in readers), default=0.0)
+        share *= len(stuck) / len(axis) / 2 / total  # a weight has rows and columns: half each
         table.setdefault(pin.reason, []).append((axis, pin, share))
     rows = [_reason_row(model, reason, entries) for reason, entries in table.items()]
     rows += _without_roles(analysis, macs / total)
     return sorted(rows, key=lambda row: (-row.macs, -row.channels, row.reason))
+
+
+def _is_side(coupling: Coupling, axis: Axis) -> bool:
+    """Whether it is the rows or the columns of a weight."""
+    role = Role(int(np.bincount(coupling.role[axis.slots], minlength=5).argmax()))
+    return role in (Role.PRODUCER, Role.CONSUMER)
 
 
 def inexact(analysis: Analysis, removed: Mask) -> list[Inexact]:
