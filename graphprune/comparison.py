@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from graphprune.analysis import Scope
 from graphprune.api import analyse, registry
 from graphprune.calibrate.files import from_npz
@@ -24,6 +26,15 @@ from graphprune.storage import load, source_bytes
 from graphprune.version import __version__
 
 ROWS = 64  # of given inputs, run together
+
+
+def _clash(a: onnx.ValueInfoProto, b: onnx.ValueInfoProto) -> bool:
+    """Whether two inputs of one name cannot get the same values, as far as they are declared."""
+    first, second = a.type.tensor_type, b.type.tensor_type
+    ranks = first.HasField("shape") and second.HasField("shape")
+    return first.elem_type != second.elem_type or (
+        ranks and len(first.shape.dim) != len(second.shape.dim)
+    )
 
 
 def compare(
@@ -51,10 +62,12 @@ def compare(
         [(v.name, v.type.SerializeToString()) for v in (*s.original.inputs, *s.original.outputs)]
         for s in sides
     ]
-    if [name for name, _ in signatures[0]] != [name for name, _ in signatures[1]]:
+    inner, outer = first.original.inputs, second.original.inputs
+    same_names = [name for name, _ in signatures[0]] == [name for name, _ in signatures[1]]
+    if not same_names or any(map(_clash, inner, outer)):
         raise UsageError(
             "the models have other inputs or outputs, so outputs do not compare",
-            hint="Their names must be the same: give a model and one that was made from it.",
+            hint="Names, types and ranks must be the same: give a model and one made from it.",
         )
     if inputs is None:
         feeds: Sequence[Feeds] = [random_inputs(first.analysis.model, first.analysis.shapes, seed)]
