@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +59,9 @@ def constants() -> onnx.ModelProto:
 @pytest.mark.parametrize("lossless", ["--lossless", "--no-lossless"])
 @pytest.mark.parametrize("share", [1, 0.6, 0.3])
 def test_a_budget_holds_by_what_is_reported_and_stored(
-    run: Run, tmp_path: Path, make: object, lossless: str, share: float
+    run: Run, tmp_path: Path, make: Callable[[], onnx.ModelProto], lossless: str, share: float
 ) -> None:
-    model = make()  # type: ignore[operator]
+    model = make()
     path, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
     onnx.save(model, path)
     asked = ("--target-params", share, lossless, *WEIGHTS, *FINE)

@@ -164,7 +164,7 @@ def test_tuned_as_a_whole(way: str, tmp_path: Path) -> None:
 
 def test_what_rounding_undoes_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     damage = half_gone(quantised("convolutional", "QOperator asymmetric", tmp_path))
-    monkeypatch.setattr(integers, "_error", lambda lesson, model: 1.0)
+    monkeypatch.setattr(integers, "_errors", lambda lesson, models: [1.0] * len(models))
     lesson = Lesson(damage.original, damage.feeds, None, 0)
     result, report = integers.refined_integers(damage.pruned, lesson, 2, lambda share: None)
     assert result is damage.pruned

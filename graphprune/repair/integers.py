@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -56,24 +56,28 @@ def refined_integers(
     if hard is None:
         return model, Refined(why="its weights are read in several ways")
     result = plain.back(hard)
-    before, after = (_error(lesson, one) for one in (model, result))
+    before, after = _errors(lesson, (model, result))
     if not after < before:
         why = f"with rounding the error of the outputs was {after:.3g}, before {before:.3g}"
         return model, Refined(why=why)
     return result, report
 
 
-def _error(lesson: Lesson, model: Model) -> float:
-    """Distortion of the outputs on all inputs."""
-    first, second = session(lesson.original), session(model)
+def _errors(lesson: Lesson, models: Sequence[Model]) -> Sequence[float]:
+    """Distortion of each model's outputs on all inputs; the original runs once."""
+    teacher, runners = session(lesson.original), [session(model) for model in models]
     names = [value.name for value in lesson.original.outputs]
     found = []
     for chunk in range(len(lesson.feeds)):
         feed = lesson.feeds[chunk]
-        given = dict(zip(names, run_session(first, feed), strict=True))
-        expected = list(fitted(model, given).values())
-        found.append(distortion(expected, run_session(second, fitted(model, feed))))
-    return float(np.mean(found))
+        given = dict(zip(names, run_session(teacher, feed), strict=True))
+        found.append(
+            [
+                distortion(list(fitted(m, given).values()), run_session(runner, fitted(m, feed)))
+                for m, runner in zip(models, runners, strict=True)
+            ]
+        )
+    return [float(error) for error in np.mean(found, axis=0)]
 
 
 def known_to(coupling: Coupling, plain: Spelled) -> Coupling:
